@@ -1,0 +1,396 @@
+//! The side of appliances and devices.
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    net::{SocketAddr, UdpSocket},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use horizon_model::PublicKey;
+use horizon_wire::{
+    frame::MAX_FROM_CONTROLLER,
+    key::SigningKey,
+    keyset::{self, Anchor, KeySet, KeySetError},
+    proto::{self, KeyUse, from_controller, to_controller},
+    refusal::Refusal,
+    version,
+};
+use thiserror::Error;
+use tokio::{
+    net::lookup_host,
+    sync::{mpsc, oneshot},
+    time::{sleep, timeout},
+};
+
+use crate::{
+    frames::{ReceiveError, Receiver, SendError, Sender},
+    tls,
+};
+
+/// Delay between attempts to reach a controller's addresses (RFC 8305, section 5).
+const STAGGER: Duration = Duration::from_millis(250);
+/// How many addresses are tried.
+const MAX_ATTEMPTS: usize = 16;
+/// How long a request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+/// Messages that wait to be sent or read; the connection's flow control holds the rest back.
+const QUEUE: usize = 64;
+
+/// How to reach a controller.
+#[derive(Debug)]
+pub struct ConnectOptions<'a> {
+    /// Controllers as `host:port`, best first.
+    pub addresses: &'a [String],
+    /// The key to prove.
+    pub identity: &'a SigningKey,
+    /// Where trust starts.
+    pub anchor: &'a Anchor,
+    /// What to say first; versions and the KeySet version are filled in.
+    pub hello: proto::Hello,
+    /// The mark of the socket (`SO_MARK`), so that routing rules can tell it from what goes through a tunnel.
+    pub fwmark: Option<u32>,
+    /// The longest the whole attempt may take.
+    pub timeout: Duration,
+}
+
+/// Why no controller answered as it should.
+#[derive(Debug, Error)]
+pub enum ConnectError {
+    /// No address led anywhere.
+    #[error("no controller can be reached: {}", Reasons(.0))]
+    Unreachable(Vec<(String, String)>),
+    /// The controller refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The controller's KeySets do not descend from the root that is trusted.
+    #[error("the controller at {address} is not to be trusted: {error}")]
+    Trust {
+        /// Which controller.
+        address: String,
+        /// Why.
+        error: KeySetError,
+    },
+    /// The controller's TLS key is not in its KeySet.
+    #[error(
+        "the controller at {address} is not to be trusted: its TLS key {key} is not in the organisation's KeySet"
+    )]
+    UntrustedTlsKey {
+        /// Which controller.
+        address: String,
+        /// The key it proved.
+        key: PublicKey,
+    },
+    /// The controller said something else than Welcome.
+    #[error("the controller at {0} did not answer as a controller does")]
+    Protocol(String),
+}
+
+struct Reasons<'a>(&'a [(String, String)]);
+
+impl fmt::Display for Reasons<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, (address, reason)) in self.0.iter().enumerate() {
+            write!(f, "{}{address}: {reason}", if i > 0 { "; " } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a request has no answer.
+#[derive(Debug, Error)]
+pub enum RequestError {
+    /// The controller refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The connection ended first.
+    #[error("the connection to the controller is gone")]
+    Gone,
+    /// No answer came in time.
+    #[error("the controller did not answer within {} s", REQUEST_TIMEOUT.as_secs())]
+    Timeout,
+}
+
+/// A conversation with a controller.
+#[derive(Debug)]
+pub struct Channel {
+    /// The organisation's newest keys.
+    pub keyset: KeySet,
+    /// The same as signed bytes, to be kept.
+    pub keyset_raw: Option<proto::SignedKeySet>,
+    /// To ask and to tell.
+    pub requests: Requests,
+    /// What the controller says unasked. It ends with the connection.
+    pub inbox: mpsc::Receiver<from_controller::Message>,
+    /// The local address of the connection.
+    pub local: SocketAddr,
+    /// The controller's address.
+    pub remote: SocketAddr,
+    /// What the controller calls itself.
+    pub software: String,
+}
+
+type Waiting = HashMap<u64, oneshot::Sender<from_controller::Message>>;
+
+#[derive(Debug)]
+struct Shared {
+    connection: quinn::Connection,
+    next: AtomicU64,
+    waiting: Mutex<Option<Waiting>>,
+}
+
+impl Shared {
+    /// The requests that wait; `None` once the connection has ended.
+    fn waiting(&self) -> MutexGuard<'_, Option<Waiting>> {
+        // The map is whole between any two of its operations, so a panic elsewhere does not spoil it.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The asking side of a channel.
+#[derive(Clone, Debug)]
+pub struct Requests {
+    outbox: mpsc::Sender<proto::ToController>,
+    shared: Arc<Shared>,
+}
+
+impl Requests {
+    /// Asks, and waits for the answer.
+    pub async fn request(
+        &self,
+        message: to_controller::Message,
+    ) -> Result<from_controller::Message, RequestError> {
+        let request = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        self.shared.waiting().as_mut().ok_or(RequestError::Gone)?.insert(request, answer);
+        let _forget = Forget { shared: &self.shared, request };
+        self.outbox
+            .send(proto::ToController { request, message: Some(message) })
+            .await
+            .map_err(|_| RequestError::Gone)?;
+        match timeout(REQUEST_TIMEOUT, answered).await {
+            Ok(Ok(from_controller::Message::Refused(refused))) => Err(RequestError::Refused(refused.into())),
+            Ok(Ok(message)) => Ok(message),
+            Ok(Err(_)) => Err(RequestError::Gone),
+            Err(_) => Err(RequestError::Timeout),
+        }
+    }
+
+    /// Tells something that has no answer.
+    pub async fn notify(&self, message: to_controller::Message) -> Result<(), RequestError> {
+        let message = proto::ToController { request: 0, message: Some(message) };
+        self.outbox.send(message).await.map_err(|_| RequestError::Gone)
+    }
+
+    /// Ends the conversation.
+    pub fn close(&self, reason: &str) {
+        self.shared.connection.close(0u32.into(), reason.as_bytes());
+    }
+
+    /// Why the connection ended; `None` while it lives.
+    pub fn close_reason(&self) -> Option<String> {
+        self.shared.connection.close_reason().map(|e| e.to_string())
+    }
+}
+
+/// Forgets a request that is no longer waited for, also when its future was dropped.
+struct Forget<'a> {
+    shared: &'a Shared,
+    request: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        if let Some(waiting) = self.shared.waiting().as_mut() {
+            waiting.remove(&self.request);
+        }
+    }
+}
+
+/// Reaches a controller: dials its addresses in order with a small delay, and takes the first that proves itself.
+pub async fn connect(options: ConnectOptions<'_>) -> Result<Channel, ConnectError> {
+    let mut reasons = Vec::new();
+    let mut targets = Vec::new();
+    for name in options.addresses {
+        match timeout(options.timeout, lookup_host(name.as_str())).await {
+            Ok(Ok(addresses)) => targets.extend(addresses.map(|a| (name, a))),
+            Ok(Err(e)) => reasons.push((name.clone(), e.to_string())),
+            Err(_) => reasons.push((name.clone(), "the name was not resolved in time".into())),
+        }
+    }
+    let options = &options;
+    let mut attempts: FuturesUnordered<_> = targets
+        .into_iter()
+        .take(MAX_ATTEMPTS)
+        .enumerate()
+        .map(|(i, (name, address))| async move {
+            sleep(STAGGER * u32::try_from(i).unwrap_or(u32::MAX)).await;
+            (name, attempt(options, name, address).await)
+        })
+        .collect();
+    let mut verdict = None;
+    let all = async {
+        while let Some((name, result)) = attempts.next().await {
+            match result {
+                Ok(channel) => return Some(channel),
+                Err(AttemptError::Unreachable(reason)) => reasons.push((name.clone(), reason)),
+                // A controller that answers but refuses says more than one that cannot be reached.
+                Err(AttemptError::Final(error)) => verdict = Some(error),
+            }
+        }
+        None
+    };
+    match timeout(options.timeout, all).await {
+        Ok(Some(channel)) => Ok(channel),
+        Ok(None) => Err(verdict.unwrap_or(ConnectError::Unreachable(reasons))),
+        Err(_) => Err(verdict.unwrap_or_else(|| {
+            let waited = format!("no answer within {} s", options.timeout.as_secs());
+            reasons.extend(options.addresses.iter().map(|a| (a.clone(), waited.clone())));
+            ConnectError::Unreachable(reasons)
+        })),
+    }
+}
+
+enum AttemptError {
+    Unreachable(String),
+    Final(ConnectError),
+}
+
+impl From<io::Error> for AttemptError {
+    fn from(e: io::Error) -> Self {
+        Self::Unreachable(e.to_string())
+    }
+}
+
+impl From<quinn::ConnectionError> for AttemptError {
+    fn from(e: quinn::ConnectionError) -> Self {
+        Self::Unreachable(e.to_string())
+    }
+}
+
+impl From<SendError> for AttemptError {
+    fn from(e: SendError) -> Self {
+        Self::Unreachable(e.to_string())
+    }
+}
+
+impl From<ReceiveError> for AttemptError {
+    fn from(e: ReceiveError) -> Self {
+        Self::Unreachable(e.to_string())
+    }
+}
+
+async fn attempt(
+    options: &ConnectOptions<'_>,
+    name: &str,
+    address: SocketAddr,
+) -> Result<Channel, AttemptError> {
+    let socket = UdpSocket::bind(if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+    if let Some(mark) = options.fwmark {
+        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Mark, &mark)
+            .map_err(io::Error::from)?;
+    }
+    let endpoint =
+        quinn::Endpoint::new(quinn::EndpointConfig::default(), None, socket, Arc::new(quinn::TokioRuntime))?;
+    let connection = endpoint
+        .connect_with(tls::client_config(options.identity), address, "controller")
+        .map_err(|e| AttemptError::Unreachable(e.to_string()))?
+        .await?;
+    let (send, receive) = connection.open_bi().await?;
+    let (mut sender, mut receiver) = (Sender::new(send), Receiver::new(receive, MAX_FROM_CONTROLLER));
+    let hello = proto::Hello {
+        min_version: version::MIN,
+        max_version: version::MAX,
+        keyset_version: options.anchor.version(),
+        ..options.hello.clone()
+    };
+    let opening = proto::ToController { request: 0, message: Some(to_controller::Message::Hello(hello)) };
+    sender.send_to_controller(&opening).await?;
+
+    let refuse = |error| Err(AttemptError::Final(error));
+    let first: Option<proto::FromController> = receiver.read().await?;
+    let welcome = match first.and_then(|m| m.message) {
+        Some(from_controller::Message::Welcome(welcome)) => welcome,
+        Some(from_controller::Message::Refused(refused)) => {
+            return refuse(ConnectError::Refused(refused.into()));
+        }
+        _ => return refuse(ConnectError::Protocol(name.to_owned())),
+    };
+    let keyset = match keyset::walk(options.anchor, &welcome.keysets) {
+        Ok(keyset) => keyset,
+        Err(error) => return refuse(ConnectError::Trust { address: name.to_owned(), error }),
+    };
+    // A machine whose clock starts in the past must still find its way: a KeySet is valid when it was issued.
+    let now = unix_millis().max(keyset.issued);
+    match tls::peer_key(&connection) {
+        Some(key) if keyset.allows(KeyUse::Tls, &key, now) => {}
+        Some(key) => return refuse(ConnectError::UntrustedTlsKey { address: name.to_owned(), key }),
+        None => return refuse(ConnectError::Protocol(name.to_owned())),
+    }
+
+    let local = endpoint.local_addr()?;
+    let (outbox, queued) = mpsc::channel(QUEUE);
+    let (deliver, inbox) = mpsc::channel(QUEUE);
+    let shared = Arc::new(Shared {
+        connection: connection.clone(),
+        next: AtomicU64::new(1),
+        waiting: Mutex::new(Some(HashMap::new())),
+    });
+    tokio::spawn(write(sender, queued));
+    tokio::spawn(read(receiver, deliver, shared.clone()));
+    Ok(Channel {
+        keyset,
+        keyset_raw: welcome.keysets.into_iter().last(),
+        requests: Requests { outbox, shared },
+        inbox,
+        local,
+        remote: connection.remote_address(),
+        software: welcome.software,
+    })
+}
+
+async fn write(mut sender: Sender, mut queued: mpsc::Receiver<proto::ToController>) {
+    while let Some(message) = queued.recv().await {
+        if sender.send_to_controller(&message).await.is_err() {
+            return;
+        }
+    }
+    sender.finish().await;
+}
+
+/// Hands answers to those who asked and the rest to the inbox, until the connection ends.
+async fn read(mut receiver: Receiver, inbox: mpsc::Sender<from_controller::Message>, shared: Arc<Shared>) {
+    loop {
+        let (request, message) = match receiver.read::<proto::FromController>().await {
+            Ok(Some(proto::FromController { request, message: Some(message) })) => (request, message),
+            // A message of a later version.
+            Ok(Some(_)) => continue,
+            Ok(None) => break,
+            Err(error) => {
+                tracing::debug!(%error, "the control channel ended");
+                break;
+            }
+        };
+        if request == 0 {
+            if inbox.send(message).await.is_err() {
+                break;
+            }
+        } else if let Some(answer) = shared.waiting().as_mut().and_then(|w| w.remove(&request)) {
+            // Who asked may have stopped waiting.
+            let _ = answer.send(message);
+        }
+    }
+    shared.connection.close(0u32.into(), b"done");
+    // Dropping the senders tells those who wait; none can be added any more.
+    shared.waiting().take();
+}
+
+fn unix_millis() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
+}
