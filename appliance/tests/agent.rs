@@ -1,0 +1,363 @@
+//! The real program on a real kernel, against a controller that the test plays: what only a controller that misbehaves,
+//! falls silent or goes away can show.
+
+#![allow(clippy::unwrap_used, reason = "a failure here is the test's failure")]
+
+mod common;
+
+use std::{net::UdpSocket, path::Path};
+
+use common::{Controller, Program, enrolled, isolated, sh, status, until};
+use horizon_hostnet::{Events, Net, Nft, Sysctls, TABLE_MAIN};
+use horizon_model::{
+    EgressEntry, EntryBody, EntryId, Inbound, Incarnation, NetworkId, ProblemCode, PublicKey, Secret,
+    SessionEntry, SessionId, SessionKind, SessionNetwork, SettingsEntry, TunnelEntry,
+};
+use horizon_wire::{
+    Message, envelope,
+    envelope::Context,
+    heartbeat,
+    key::SigningKey,
+    proto::{self, from_controller::Message as Say, to_controller::Message as Said},
+    state::{Entries, Numbered, compose},
+};
+use nix::sys::signal::Signal;
+use uuid::Uuid;
+
+const FORWARD: &str = "net/ipv4/ip_forward";
+
+/// A UDP port that is free in this namespace.
+fn free_port() -> u16 {
+    UdpSocket::bind("[::]:0").unwrap().local_addr().unwrap().port()
+}
+
+fn base(port: u16) -> Vec<(EntryId, EntryBody)> {
+    let ranges = vec!["10.64.0.0/16".parse().unwrap(), "fd00:a::/64".parse().unwrap()];
+    vec![
+        (EntryId::settings(), EntryBody::Settings(SettingsEntry { heartbeat_seconds: 1 })),
+        (
+            EntryId::tunnel(),
+            EntryBody::Tunnel(TunnelEntry {
+                port,
+                mtu: 1420,
+                addresses: vec!["10.64.0.1/16".parse().unwrap(), "fd00:a::1/64".parse().unwrap()],
+            }),
+        ),
+        (EntryId::egress(), EntryBody::Egress(EgressEntry { masquerade: true, ranges })),
+    ]
+}
+
+fn session(id: u128, address: &str) -> (EntryId, EntryBody) {
+    let id = SessionId(Uuid::from_u128(id));
+    let network = SessionNetwork {
+        network: NetworkId::ACCESS,
+        addresses: vec![address.parse().unwrap()],
+        inbound: Inbound::AnswersOnly,
+    };
+    let session = SessionEntry {
+        id,
+        kind: SessionKind::Access,
+        peer_key: PublicKey([3; 32]),
+        secret: Secret::new([4; 32]),
+        networks: vec![network],
+        rules: Vec::new(),
+        rate_limit: Some(1_000_000),
+    };
+    (EntryId::session(id), EntryBody::Session(Box::new(session)))
+}
+
+async fn has_address(net: &Net, address: &str) -> bool {
+    let Some(link) = net.link("hzn0").await.unwrap() else { return false };
+    let address: ipnet::IpNet = address.parse().unwrap();
+    link.up && net.addresses().await.unwrap().iter().any(|a| a.link == link.index && a.network == address)
+}
+
+async fn has_route(net: &Net, range: &str) -> bool {
+    let Some(link) = net.link("hzn0").await.unwrap() else { return false };
+    let range: ipnet::IpNet = range.parse().unwrap();
+    net.routes(TABLE_MAIN).await.unwrap().iter().any(|r| r.link == Some(link.index) && r.destination == range)
+}
+
+async fn has_table() -> bool {
+    Nft::default().table("inet", "horizon").await.unwrap().is_some()
+}
+
+/// Everything that the base state asks for.
+async fn in_force(net: &Net) -> bool {
+    has_address(net, "10.64.0.1/16").await
+        && has_address(net, "fd00:a::1/64").await
+        && has_route(net, "10.64.0.0/16").await
+        && has_route(net, "fd00:a::/64").await
+        && has_table().await
+        && Sysctls::default().read(FORWARD).unwrap() == "1"
+        && net.link("hzn0").await.unwrap().is_some_and(|l| l.mtu == 1420)
+}
+
+/// Nothing of Horizon.
+async fn as_found(net: &Net) -> bool {
+    net.link("hzn0").await.unwrap().is_none()
+        && !has_table().await
+        && Sysctls::default().read(FORWARD).unwrap() == "0"
+}
+
+#[test]
+fn drift_is_repaired_restarts_go_on_and_stopping_leaves_nothing() {
+    isolated("drift_is_repaired_restarts_go_on_and_stopping_leaves_nothing", || async {
+        Sysctls::default().write(FORWARD, "0").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mut controller = Controller::new();
+        let state = enrolled(&controller, &dir).await;
+        controller.change([base(free_port()), vec![session(1, "10.64.0.2/32")]].concat());
+        let (net, mut events) = (Net::open().unwrap(), Events::open().unwrap());
+        let program = Program::run(&state);
+        let (mut peer, attach) = controller.attach().await;
+        assert_eq!((attach.generation, attach.digest.len()), (0, 0));
+        peer.say(0, controller.snapshot()).await;
+        let report = peer.report(|r| r.generation == 1).await;
+        assert_eq!(report.problems, []);
+        assert_eq!(report.digest, Some(controller.state.entries.digest()));
+        assert!(in_force(&net).await);
+
+        for harm in [
+            "ip link delete hzn0",
+            "ip address delete 10.64.0.1/16 dev hzn0",
+            "ip -6 address delete fd00:a::1/64 dev hzn0",
+            "ip route delete 10.64.0.0/16 dev hzn0",
+            "ip -6 route delete fd00:a::/64 dev hzn0",
+            "ip link set hzn0 mtu 1300",
+            "ip link set hzn0 down",
+            "nft delete table inet horizon",
+            "nft flush chain inet horizon forward",
+            "sysctl -qw net.ipv4.ip_forward=0",
+        ] {
+            let before = status(&state).await.state.repairs;
+            sh(harm);
+            let started = tokio::time::Instant::now();
+            until(&mut events, harm, || async {
+                in_force(&net).await && status(&state).await.state.repairs > before
+            })
+            .await;
+            let took = started.elapsed();
+            assert!(took.as_secs_f32() < 2.0, "{harm}: {took:?}");
+        }
+        // An address that nobody declared goes.
+        sh("ip address add 192.0.2.1/32 dev hzn0");
+        until(&mut events, "foreign address", || async { !has_address(&net, "192.0.2.1/32").await }).await;
+
+        // Killed, with the controller gone: the last good state comes back from disk.
+        drop((peer, controller));
+        program.signal(Signal::SIGKILL);
+        program.ended().await;
+        until(&mut events, "the device vanishes with its process", || async {
+            net.link("hzn0").await.unwrap().is_none()
+        })
+        .await;
+        let program = Program::run(&state);
+        until(&mut events, "the state from disk", || in_force(&net)).await;
+        let now = status(&state).await;
+        assert_eq!((now.state.generation, now.sessions.len(), now.controller.connected), (1, 1, false));
+
+        program.signal(Signal::SIGTERM);
+        assert!(program.ended().await);
+        assert!(as_found(&net).await);
+    });
+}
+
+#[test]
+fn a_state_that_is_not_for_us_changes_nothing() {
+    isolated("a_state_that_is_not_for_us_changes_nothing", || async {
+        let dir = tempfile::tempdir().unwrap();
+        let mut controller = Controller::new();
+        let state = enrolled(&controller, &dir).await;
+        let port = free_port();
+        controller.change(base(port));
+        let net = Net::open().unwrap();
+        let _program = Program::run(&state);
+        let (mut peer, _) = controller.attach().await;
+        peer.say(0, controller.snapshot()).await;
+        peer.report(|r| r.generation == 1).await;
+
+        let good = controller.state.clone();
+        let next = Numbered { generation: 2, ..good.clone() };
+        let empty = Numbered { epoch: 1, generation: 2, entries: Entries::default() };
+        let stranger = SigningKey::from_seed(Secret::new([66; 32]));
+        let delta = compose(controller.server, &Numbered::default(), &empty).encode_to_vec();
+        let mut unsigned = envelope::seal(Context::Ticket, &stranger, delta.clone());
+        unsigned.signature.clear();
+        let Say::State(mut altered) = controller.signed(&compose(controller.server, &good, &empty)) else {
+            panic!()
+        };
+        altered.payload[20] ^= 1;
+        let elsewhere = compose(horizon_model::ServerId(Uuid::from_u128(78)), &Numbered::default(), &empty);
+        let mut old = compose(controller.server, &Numbered::default(), &empty);
+        old.epoch = 0;
+        let stale = Numbered { generation: 1, ..empty.clone() };
+        let stale = compose(controller.server, &good, &stale);
+        for wrong in [
+            Say::State(altered),
+            Say::State(proto::Envelope::default()),
+            controller.signed(&elsewhere),
+            controller.signed(&old),
+            controller.signed(&stale),
+            controller.signed(&proto::StateDelta::default()),
+            controller.sealed(delta[..delta.len() - 3].to_vec()),
+        ] {
+            peer.say(0, wrong).await;
+        }
+        // A key that is not in the KeySet may be in a newer one, which only a new conversation brings.
+        for wrong in [envelope::seal(Context::State, &stranger, delta.clone()), unsigned] {
+            peer.say(0, Say::State(wrong)).await;
+            peer = controller.attach().await.0;
+        }
+        // A message that breaks the protocol ends the conversation, not the appliance.
+        peer.say(0, Say::Challenge(proto::Challenge { id: vec![1; 3], nonce: vec![2; 32] })).await;
+        peer = controller.attach().await.0;
+        // From another base, or to another result: the whole state is asked for.
+        let base = Numbered { generation: 7, ..empty.clone() };
+        let mut other_base = compose(controller.server, &base, &Numbered { generation: 8, ..empty.clone() });
+        peer.say(0, controller.signed(&other_base)).await;
+        let resync = |_, said| match said {
+            Said::Resync(resync) => Some(resync.reason),
+            _ => None,
+        };
+        assert!(peer.find(resync).await.contains("another state"));
+        other_base = compose(controller.server, &good, &next);
+        other_base.digest = vec![0; 32];
+        peer.say(0, controller.signed(&other_base)).await;
+        peer.find(resync).await;
+        assert!(in_force(&net).await);
+        let now = status(&state).await;
+        assert_eq!((now.state.generation, now.state.digest), (1, Some(good.entries.digest())));
+
+        // An unknown feature and nonsense are named and left out; what else is new takes effect.
+        let feature = proto::EntryBody { features: vec!["tunnel.v9".into()], body: None }.encode_to_vec();
+        let name = |text: &str| EntryId::new(text).unwrap();
+        let raw = [(name("future"), feature), (name("nonsense"), vec![0xff; 9])];
+        let raw = raw.map(|(id, bytes)| (id, bytes.into()));
+        let entries = good.entries.iter().map(|(id, body)| (id.clone(), body.clone())).chain(raw).collect();
+        let mixed = Numbered { epoch: 1, generation: 2, entries };
+        peer.say(0, controller.signed(&compose(controller.server, &good, &mixed))).await;
+        let report = peer.report(|r| r.generation == 2).await;
+        let problem = |id: &str| report.problems.iter().find(|p| p.entry.as_str() == id).unwrap();
+        assert_eq!(problem("future").code, ProblemCode::UnknownFeature);
+        assert!(problem("future").message.contains("tunnel.v9"));
+        assert_eq!(problem("nonsense").code, ProblemCode::Invalid);
+        assert_eq!(report.problems.len(), 2);
+    });
+}
+
+#[test]
+fn heartbeats_go_on_whatever_is_lost() {
+    isolated("heartbeats_go_on_whatever_is_lost", || async {
+        let dir = tempfile::tempdir().unwrap();
+        let mut controller = Controller::new();
+        let state = enrolled(&controller, &dir).await;
+        controller.change(base(free_port()));
+        let (mut current, mut previous) = (controller.secret.clone(), None::<Secret>);
+        for round in 0u8..3 {
+            let program = Program::run(&state);
+            let (mut peer, attach) = controller.attach().await;
+            let run = Incarnation::from_slice(&attach.incarnation).unwrap();
+            let (id, nonce) = ([5; 16], [round; 32]);
+            peer.say(0, Say::Challenge(proto::Challenge { id: id.to_vec(), nonce: nonce.to_vec() })).await;
+            peer.say(0, controller.snapshot()).await;
+            let known = [Some(current.clone()), previous.clone()];
+            let known: Vec<_> = known.into_iter().flatten().collect();
+            let tag = peer
+                .find(|_, said| match said {
+                    Said::ChallengeResponse(response) => Some(response.tag),
+                    _ => None,
+                })
+                .await;
+            let right = |s: &&Secret| heartbeat::check_answer(s, &id, &nonce, controller.server, run, &tag);
+            assert!(known.iter().any(|s| right(&s)), "round {round}");
+            for beat in 1u8..=3 {
+                let (request, body, payload, tag) = peer.beat().await;
+                assert_eq!(body.counter, u64::from(beat));
+                assert_eq!(Incarnation::from_slice(&body.incarnation), Some(run));
+                assert!(body.factors.len() > 3);
+                let known = [Some(current.clone()), previous.clone()];
+                let used = known.into_iter().flatten().find(|s| heartbeat::verify(s, &payload, &tag));
+                let used = used.unwrap_or_else(|| panic!("round {round}, beat {beat}: the secret is lost"));
+                let nonce = [round * 10 + beat; 32];
+                current = heartbeat::ratchet(&used, &nonce);
+                previous = Some(used);
+                // The last acknowledgement of each round is lost with the process.
+                if beat < 3 {
+                    let ack = proto::HeartbeatAck { counter: body.counter, ratchet_nonce: nonce.to_vec() };
+                    peer.say(request, Say::HeartbeatAck(ack)).await;
+                }
+            }
+            program.signal(Signal::SIGKILL);
+            program.ended().await;
+        }
+    });
+}
+
+#[test]
+fn the_channel_comes_back_and_probes_are_answered_when_announced() {
+    isolated("the_channel_comes_back_and_probes_are_answered_when_announced", || async {
+        let dir = tempfile::tempdir().unwrap();
+        let mut controller = Controller::new();
+        let state = enrolled(&controller, &dir).await;
+        let port = free_port();
+        controller.change(base(port));
+        let _program = Program::run(&state);
+        let (mut peer, _) = controller.attach().await;
+        peer.say(0, controller.snapshot()).await;
+        peer.report(|r| r.generation == 1).await;
+        drop(peer);
+        // The connection ends without a word, and another comes.
+        let (mut peer, attach) = controller.attach().await;
+        assert_eq!((attach.epoch, attach.generation), (1, 1));
+        assert_eq!(attach.digest, controller.state.entries.digest().0);
+        let seen = |_, said| match said {
+            Said::DialBackSeen(seen) => Some(seen.nonce),
+            _ => None,
+        };
+        controller.send_probe(port, [1; 16]);
+        for nonce in [[2; 16], [3; 16]] {
+            let announced = proto::DialBack { nonce: nonce.to_vec(), address: String::new() };
+            peer.say(0, Say::DialBack(announced)).await;
+            controller.send_probe(port, nonce);
+            assert_eq!(peer.find(seen).await, nonce, "only what was announced is confirmed");
+        }
+        assert_eq!(status(&state).await.tunnel.unwrap().reachability, "reached");
+    });
+}
+
+#[test]
+fn enrolling_again_is_harmless_and_mistakes_are_named() {
+    isolated("enrolling_again_is_harmless_and_mistakes_are_named", || async {
+        let dir = tempfile::tempdir().unwrap();
+        let controller = Controller::new();
+        let state = enrolled(&controller, &dir).await;
+        let enrolment = std::fs::read(state.join("enrolment.json")).unwrap();
+        let key = std::fs::read(state.join("identity.key")).unwrap();
+        enrolled(&controller, &dir).await;
+        assert_eq!(std::fs::read(state.join("enrolment.json")).unwrap(), enrolment);
+        assert_eq!(std::fs::read(state.join("identity.key")).unwrap(), key);
+        let said = |arguments: &[&str], state: &Path| {
+            let output = std::process::Command::new(env!("CARGO_BIN_EXE_horizon-appliance"))
+                .args(arguments)
+                .arg("--state-dir")
+                .arg(state)
+                .output()
+                .unwrap();
+            assert!(!output.status.success(), "{arguments:?}");
+            String::from_utf8(output.stderr).unwrap()
+        };
+        assert!(said(&["enroll", "hzn-key-x"], &state).contains("should start with 'hzn-reg-'"));
+        let token = controller.token();
+        assert!(said(&["enroll", &token[..60]], &state).contains("copy it again, whole"));
+        let other = dir.path().join("other");
+        assert!(said(&["run"], &other).contains("horizon-appliance enroll TOKEN"));
+        assert!(said(&["status"], &state).contains("horizon-appliance run"));
+        let program = Program::run(&state);
+        let _attached = controller.attach().await;
+        status(&state).await;
+        assert!(said(&["run"], &state).contains("another horizon-appliance works in"));
+        program.signal(Signal::SIGTERM);
+        assert!(program.ended().await);
+    });
+}

@@ -1,0 +1,614 @@
+//! The session as a state machine without input or output.
+//!
+//! The shell calls a `handle_*` method for everything that happens and then drains [`Machine::poll_effect`] and
+//! [`Machine::poll_event`]; [`Machine::poll_timeout`] says when [`Machine::handle_timeout`] is due. Every effect but
+//! [`Effect::End`] is answered by a `handle_*` call. Whatever happens, `handle_disconnect` leads back to
+//! [`Phase::Disconnected`] as soon as the effects under way are answered.
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use horizon_model::{SessionConflict, SessionId, Ticket};
+use serde::{Deserialize, Serialize};
+
+use crate::failure::{Failure, FailureKind};
+
+/// How long the controller may take to grant a session.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(25);
+/// How long the first connection to the server may take before the attempt is given up.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a personal key may take to be accepted.
+pub const ENROL_TIMEOUT: Duration = Duration::from_secs(40);
+/// How long a lost path is left to the tunnel before the controller is asked for a fresh ticket.
+pub const REFRESH_AFTER: Duration = Duration::from_secs(5);
+/// Pause between two such questions.
+pub const REFRESH_EVERY: Duration = Duration::from_secs(30);
+
+/// Where the session stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Phase {
+    /// No session, and the host is as it was.
+    Disconnected,
+    /// A personal key is being exchanged.
+    Enrolling,
+    /// The controller is being asked.
+    Requesting,
+    /// The session is granted; the host is being changed and the server dialled.
+    Connecting,
+    /// Packets flow.
+    Connected,
+    /// The session is granted but no path works at the moment. Nothing leaves outside the tunnel meanwhile.
+    Reconnecting,
+    /// The host is being put back.
+    Disconnecting,
+    /// The last attempt or session ended with a failure; the host is as it was.
+    Failed,
+}
+
+/// What the user wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// The server's name.
+    pub server: String,
+    /// The session that may be ended for this one.
+    pub take_over: Option<SessionId>,
+    /// Reverts the connection unless it is confirmed within this time.
+    pub confirm_within: Option<Duration>,
+}
+
+/// The controller's answer to a request for a session.
+#[derive(Debug)]
+pub enum Answer {
+    /// Granted.
+    Granted(Box<Ticket>),
+    /// Another device holds the session.
+    Conflict(SessionConflict),
+    /// Refused, or not answered at all.
+    Failed(Failure),
+}
+
+/// What the shell is asked to do.
+#[derive(Debug)]
+pub enum Effect {
+    /// Ask the controller for a session, and answer with [`Machine::handle_answer`].
+    Request {
+        /// To be given back with the answer.
+        attempt: u64,
+        /// The server's name.
+        server: String,
+        /// The session that may be ended for this one.
+        take_over: Option<SessionId>,
+    },
+    /// Change the host and dial the server. Answered by [`Machine::handle_host`], and by [`Machine::handle_path`]
+    /// whenever the tunnel's connection comes or goes.
+    Start(Box<Ticket>),
+    /// Dial the server with a fresh ticket of the same session; the host stays as it is.
+    Renew(Box<Ticket>),
+    /// Undo what [`Effect::Start`] did, as far as it came. Answered by [`Machine::handle_stopped`].
+    Stop,
+    /// Tell the controller that a session is over. Not answered.
+    End(SessionId),
+}
+
+/// What the shell may tell those who wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Another phase was reached.
+    Phase(Phase),
+    /// The wish for another server was not granted; the session in use goes on.
+    Declined(Failure),
+}
+
+/// The path that carries the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// The server's address.
+    pub remote: SocketAddr,
+}
+
+/// A session that was granted.
+#[derive(Clone, Debug)]
+struct Live {
+    wish: Wish,
+    session: SessionId,
+    granted: Instant,
+    host_ready: bool,
+    path: Option<Path>,
+    trouble: Option<String>,
+    confirm_by: Option<Instant>,
+}
+
+#[derive(Debug)]
+enum State {
+    Idle(Option<Failure>),
+    Enrolling { deadline: Instant },
+    Requesting { wish: Wish, attempt: u64, deadline: Instant },
+    Connecting { live: Live, deadline: Instant },
+    Connected { live: Live },
+    Reconnecting { live: Live, since: Instant, refresh: Refresh },
+    Stopping { failure: Option<Failure>, next: Option<Next> },
+}
+
+/// What follows when the host has been put back.
+#[derive(Debug)]
+enum Next {
+    Request(Wish),
+    Start(Wish, Box<Ticket>),
+}
+
+/// A wish for another server while a session is in use.
+#[derive(Debug)]
+struct Switch {
+    wish: Wish,
+    attempt: u64,
+    deadline: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Refresh {
+    At(Instant),
+    Asked(u64, Instant),
+}
+
+impl Refresh {
+    fn is_asked(&self, attempt: u64) -> bool {
+        matches!(self, Self::Asked(current, _) if *current == attempt)
+    }
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Machine {
+    state: State,
+    /// Only while a session is in use.
+    switch: Option<Switch>,
+    attempts: u64,
+    effects: VecDeque<Effect>,
+    events: VecDeque<Event>,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            state: State::Idle(None),
+            switch: None,
+            attempts: 0,
+            effects: VecDeque::new(),
+            events: VecDeque::new(),
+        }
+    }
+}
+
+impl Machine {
+    /// Where the session stands.
+    pub fn phase(&self) -> Phase {
+        match &self.state {
+            State::Idle(None) => Phase::Disconnected,
+            State::Idle(Some(_)) => Phase::Failed,
+            State::Enrolling { .. } => Phase::Enrolling,
+            State::Requesting { .. } => Phase::Requesting,
+            State::Connecting { .. } => Phase::Connecting,
+            State::Connected { .. } => Phase::Connected,
+            State::Reconnecting { .. } => Phase::Reconnecting,
+            State::Stopping { .. } => Phase::Disconnecting,
+        }
+    }
+
+    /// Why the last attempt or session ended, in [`Phase::Failed`] and while the host is being put back for it.
+    pub fn failure(&self) -> Option<&Failure> {
+        match &self.state {
+            State::Idle(failure) | State::Stopping { failure, .. } => failure.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// The server that is wished for or connected.
+    pub fn server(&self) -> Option<&str> {
+        match &self.state {
+            State::Requesting { wish, .. } => Some(&wish.server),
+            _ => self.live().map(|l| l.wish.server.as_str()),
+        }
+    }
+
+    /// The granted session.
+    pub fn session(&self) -> Option<SessionId> {
+        self.live().map(|l| l.session)
+    }
+
+    /// When the session was granted.
+    pub fn granted(&self) -> Option<Instant> {
+        self.live().map(|l| l.granted)
+    }
+
+    /// When the connection is reverted unless confirmed.
+    pub fn confirm_by(&self) -> Option<Instant> {
+        self.live().and_then(|l| l.confirm_by)
+    }
+
+    /// The path in use, while one works.
+    pub fn path(&self) -> Option<Path> {
+        self.live().and_then(|l| l.path)
+    }
+
+    fn live(&self) -> Option<&Live> {
+        match &self.state {
+            State::Connecting { live, .. } | State::Connected { live } | State::Reconnecting { live, .. } => {
+                Some(live)
+            }
+            _ => None,
+        }
+    }
+
+    fn live_mut(&mut self) -> Option<&mut Live> {
+        match &mut self.state {
+            State::Connecting { live, .. } | State::Connected { live } | State::Reconnecting { live, .. } => {
+                Some(live)
+            }
+            _ => None,
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// The next thing to tell.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) has something to do.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let own = match &self.state {
+            State::Enrolling { deadline }
+            | State::Requesting { deadline, .. }
+            | State::Connecting { deadline, .. } => Some(*deadline),
+            State::Reconnecting { refresh: Refresh::At(at) | Refresh::Asked(_, at), .. } => Some(*at),
+            State::Idle(_) | State::Connected { .. } | State::Stopping { .. } => None,
+        };
+        own.into_iter().chain(self.confirm_by()).chain(self.switch.as_ref().map(|s| s.deadline)).min()
+    }
+
+    /// Whether a wish for another server waits for its answer while a session is in use.
+    pub fn is_switching(&self) -> bool {
+        self.switch.is_some()
+    }
+
+    /// A personal key is about to be exchanged. An error when a session is in the way.
+    pub fn handle_enrol(&mut self, now: Instant) -> Result<(), Failure> {
+        if !matches!(self.state, State::Idle(_)) {
+            return Err(Failure::new(
+                FailureKind::Usage,
+                "a personal key cannot be added while a session is open",
+                "end the session first: horizon disconnect",
+            ));
+        }
+        self.enter(State::Enrolling { deadline: now + ENROL_TIMEOUT });
+        Ok(())
+    }
+
+    /// The exchange is over, well or not.
+    pub fn handle_enrolled(&mut self) {
+        if matches!(self.state, State::Enrolling { .. }) {
+            self.enter(State::Idle(None));
+        }
+    }
+
+    /// The user wants a session. An error when the wish cannot be taken up now. A session that is in use is given up only
+    /// once the other one is granted.
+    pub fn handle_connect(&mut self, now: Instant, wish: Wish) -> Result<(), Failure> {
+        match &mut self.state {
+            State::Idle(_) => self.request(now, wish),
+            State::Connecting { live, .. } | State::Connected { live } | State::Reconnecting { live, .. } => {
+                if self.switch.is_some() {
+                    return Err(under_way());
+                }
+                if live.wish.server != wish.server {
+                    let attempt = self.ask(&wish);
+                    self.switch = Some(Switch { wish, attempt, deadline: now + REQUEST_TIMEOUT });
+                }
+            }
+            State::Stopping { failure, next } => {
+                *failure = None;
+                // What was granted and not yet begun is given back.
+                if let Some(Next::Start(_, ticket)) = next.replace(Next::Request(wish)) {
+                    self.effects.push_back(Effect::End(ticket.session));
+                }
+            }
+            State::Enrolling { .. } | State::Requesting { .. } => return Err(under_way()),
+        }
+        Ok(())
+    }
+
+    /// A session that was granted before this process began is taken up again.
+    pub fn handle_resume(&mut self, now: Instant, ticket: Ticket) {
+        if matches!(self.state, State::Idle(_)) {
+            let wish = Wish { server: ticket.server_name.clone(), take_over: None, confirm_within: None };
+            let live = Live::new(now, wish, &ticket);
+            self.effects.push_back(Effect::Start(Box::new(ticket)));
+            self.enter(State::Reconnecting { live, since: now, refresh: Refresh::At(now + REFRESH_AFTER) });
+        }
+    }
+
+    /// The controller answered a request.
+    pub fn handle_answer(&mut self, now: Instant, attempt: u64, answer: Answer) {
+        if let Some(switch) = self.switch.take_if(|s| s.attempt == attempt) {
+            match answer {
+                // The controller has ended the session before.
+                Answer::Granted(ticket) => self.stop(None, Some(Next::Start(switch.wish, ticket)), None),
+                Answer::Conflict(conflict) => {
+                    self.events.push_back(Event::Declined(Failure::conflict(conflict)))
+                }
+                Answer::Failed(failure) => self.events.push_back(Event::Declined(failure)),
+            }
+            return;
+        }
+        match &mut self.state {
+            State::Requesting { wish, attempt: current, .. } if *current == attempt => match answer {
+                Answer::Granted(ticket) => {
+                    let wish = wish.clone();
+                    self.begin(now, wish, ticket);
+                }
+                Answer::Conflict(conflict) => self.enter(State::Idle(Some(Failure::conflict(conflict)))),
+                Answer::Failed(failure) => self.enter(State::Idle(Some(failure))),
+            },
+            State::Reconnecting { live, refresh, .. } if refresh.is_asked(attempt) => {
+                *refresh = Refresh::At(now + REFRESH_EVERY);
+                match answer {
+                    Answer::Granted(ticket) => {
+                        live.session = ticket.session;
+                        self.effects.push_back(Effect::Renew(ticket));
+                    }
+                    Answer::Conflict(conflict) => self.stop(Some(Failure::conflict(conflict)), None, None),
+                    Answer::Failed(failure) if failure.kind == FailureKind::Refused => {
+                        self.stop(Some(failure), None, None);
+                    }
+                    // Whoever cannot answer now may answer later.
+                    Answer::Failed(_) => {}
+                }
+            }
+            // The path came back, the user gave up or another attempt began: what was granted is given back, unless it
+            // is the session in use.
+            _ => {
+                if let Answer::Granted(ticket) = answer {
+                    match self.live_mut() {
+                        Some(live) if live.session == ticket.session => {}
+                        _ => self.effects.push_back(Effect::End(ticket.session)),
+                    }
+                }
+            }
+        }
+    }
+
+    /// The host is changed, or could not be.
+    pub fn handle_host(&mut self, now: Instant, result: Result<(), Failure>) {
+        let Some(live) = self.live_mut() else { return };
+        match result {
+            Ok(()) => {
+                live.host_ready = true;
+                self.settle(now);
+            }
+            Err(failure) => {
+                let session = live.session;
+                self.stop(Some(failure), None, Some(session));
+            }
+        }
+    }
+
+    /// The tunnel's connection came (with its path) or went.
+    pub fn handle_path(&mut self, now: Instant, path: Option<Path>) {
+        if let Some(live) = self.live_mut() {
+            live.path = path;
+            self.settle(now);
+        }
+    }
+
+    /// The tunnel says why its last attempt failed; kept for the user.
+    pub fn handle_trouble(&mut self, why: &str) {
+        if let Some(live) = self.live_mut() {
+            live.trouble = Some(why.to_owned());
+        }
+    }
+
+    /// The user keeps the connection. An error when there is none.
+    pub fn handle_confirm(&mut self) -> Result<(), Failure> {
+        let live = self.live_mut().ok_or_else(|| {
+            Failure::failed("there is no connection to confirm", "connect first: horizon connect SERVER")
+        })?;
+        live.confirm_by = None;
+        Ok(())
+    }
+
+    /// The user wants no session.
+    pub fn handle_disconnect(&mut self) {
+        match &mut self.state {
+            State::Idle(None) | State::Enrolling { .. } => {}
+            State::Idle(Some(_)) | State::Requesting { .. } => self.enter(State::Idle(None)),
+            State::Stopping { failure, next } => {
+                *failure = None;
+                if let Some(Next::Start(_, ticket)) = next.take() {
+                    self.effects.push_back(Effect::End(ticket.session));
+                }
+            }
+            State::Connecting { live, .. } | State::Connected { live } | State::Reconnecting { live, .. } => {
+                let session = live.session;
+                self.stop(None, None, Some(session));
+            }
+        }
+    }
+
+    /// The controller says that a session is over.
+    pub fn handle_session_ended(&mut self, session: SessionId, reason: &str) {
+        // While switching it is the controller that replaces the session, and its answer follows.
+        if self.session() == Some(session) && self.switch.is_none() {
+            let server = self.server().unwrap_or_default();
+            let failure = Failure::new(
+                FailureKind::Refused,
+                format!("the session with {server} was ended: {reason}"),
+                "",
+            );
+            self.stop(Some(failure), None, None);
+        }
+    }
+
+    /// The host is as it was.
+    pub fn handle_stopped(&mut self, now: Instant) {
+        if let State::Stopping { failure, next } = &mut self.state {
+            let (failure, next) = (failure.take(), next.take());
+            match next {
+                Some(Next::Request(wish)) => self.request(now, wish),
+                Some(Next::Start(wish, ticket)) => self.begin(now, wish, ticket),
+                None => self.enter(State::Idle(failure)),
+            }
+        }
+    }
+
+    /// Time passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if let Some(live) = self.live()
+            && live.confirm_by.is_some_and(|by| by <= now)
+        {
+            let session = live.session;
+            let failure = Failure::failed(
+                "the connection was not confirmed in time and has been reverted",
+                "after the next `horizon connect` over SSH, keep it with: horizon confirm",
+            );
+            return self.stop(Some(failure), None, Some(session));
+        }
+        if let Some(switch) = self.switch.take_if(|s| s.deadline <= now) {
+            self.events.push_back(Event::Declined(unanswered(&switch.wish.server)));
+        }
+        match &mut self.state {
+            State::Enrolling { deadline } if *deadline <= now => self.enter(State::Idle(None)),
+            State::Requesting { wish, deadline, .. } if *deadline <= now => {
+                let failure = unanswered(&wish.server);
+                self.enter(State::Idle(Some(failure)));
+            }
+            State::Connecting { live, deadline } if *deadline <= now => {
+                let session = live.session;
+                let trouble = live.trouble.as_ref().map(|t| format!(" ({t})")).unwrap_or_default();
+                let failure = Failure::failed(
+                    format!(
+                        "the session with {} was granted, but the server did not answer within {} s{trouble}",
+                        live.wish.server,
+                        CONNECT_TIMEOUT.as_secs()
+                    ),
+                    "check that UDP to the server's tunnel port (7443 unless changed) passes every firewall on the way",
+                );
+                self.stop(Some(failure), None, Some(session));
+            }
+            State::Reconnecting { live, refresh, .. } => match *refresh {
+                Refresh::At(at) if at <= now => {
+                    self.attempts += 1;
+                    *refresh = Refresh::Asked(self.attempts, now + REQUEST_TIMEOUT);
+                    self.effects.push_back(Effect::Request {
+                        attempt: self.attempts,
+                        server: live.wish.server.clone(),
+                        take_over: None,
+                    });
+                }
+                Refresh::Asked(_, deadline) if deadline <= now => {
+                    *refresh = Refresh::At(now + REFRESH_EVERY);
+                }
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+
+    /// How long no path has worked, while reconnecting.
+    pub fn pathless_since(&self) -> Option<Instant> {
+        if let State::Reconnecting { since, .. } = &self.state { Some(*since) } else { None }
+    }
+
+    fn request(&mut self, now: Instant, wish: Wish) {
+        let attempt = self.ask(&wish);
+        self.enter(State::Requesting { wish, attempt, deadline: now + REQUEST_TIMEOUT });
+    }
+
+    fn ask(&mut self, wish: &Wish) -> u64 {
+        self.attempts += 1;
+        self.effects.push_back(Effect::Request {
+            attempt: self.attempts,
+            server: wish.server.clone(),
+            take_over: wish.take_over,
+        });
+        self.attempts
+    }
+
+    fn begin(&mut self, now: Instant, wish: Wish, ticket: Box<Ticket>) {
+        let live = Live::new(now, wish, &ticket);
+        self.effects.push_back(Effect::Start(ticket));
+        self.enter(State::Connecting { live, deadline: now + CONNECT_TIMEOUT });
+    }
+
+    /// Goes where the host's readiness and the path lead.
+    fn settle(&mut self, now: Instant) {
+        match &self.state {
+            State::Connecting { live, .. } | State::Reconnecting { live, .. }
+                if live.host_ready && live.path.is_some() =>
+            {
+                let live = live.clone();
+                self.enter(State::Connected { live });
+            }
+            State::Connected { live } if live.path.is_none() => {
+                let live = live.clone();
+                let refresh = Refresh::At(now + REFRESH_AFTER);
+                self.enter(State::Reconnecting { live, since: now, refresh });
+            }
+            _ => {}
+        }
+    }
+
+    fn stop(&mut self, failure: Option<Failure>, next: Option<Next>, end: Option<SessionId>) {
+        // An answer that still comes is given back.
+        self.switch = None;
+        self.effects.extend(end.map(Effect::End));
+        self.effects.push_back(Effect::Stop);
+        self.enter(State::Stopping { failure, next });
+    }
+
+    fn enter(&mut self, state: State) {
+        let before = self.phase();
+        self.state = state;
+        if self.phase() != before {
+            self.events.push_back(Event::Phase(self.phase()));
+        }
+    }
+}
+
+fn under_way() -> Failure {
+    Failure::failed("another request is under way", "wait for it, or end it with: horizon disconnect")
+}
+
+fn unanswered(server: &str) -> Failure {
+    Failure::new(
+        FailureKind::Unreachable,
+        format!("the controller did not answer the request for {server} in time"),
+        "try again; if it stays so, look at the controller's log",
+    )
+}
+
+impl Live {
+    fn new(now: Instant, wish: Wish, ticket: &Ticket) -> Self {
+        let confirm_by = wish.confirm_within.map(|within| now + within);
+        Self {
+            wish,
+            session: ticket.session,
+            granted: now,
+            host_ready: false,
+            path: None,
+            trouble: None,
+            confirm_by,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

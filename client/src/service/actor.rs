@@ -1,0 +1,574 @@
+//! The service's one decision-making task: it owns the state machine, feeds it everything that happens, and hands out
+//! what it asks for.
+
+use std::{
+    future::pending,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use horizon_client_core::{
+    failure::{Failure, FailureKind},
+    ipc::{KeyText, Message, Progress, Reply, Request, ServerView},
+    session::{Answer, Effect, Event, Machine, Path, Phase, Wish},
+    status::{DeviceView, SessionView, Status},
+};
+use horizon_model::{PublicKey, SessionId, Ticket};
+use horizon_tunnel::TunnelHandle;
+use horizon_wire::{
+    convert,
+    envelope::{self, Context},
+    keyset::KeySet,
+    proto::{self, KeyUse, from_controller, to_controller},
+    token::PersonalKey,
+};
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    data::{PathState, session_id},
+    device,
+    link::{Link, LinkEvent},
+    server::Call,
+    store::{Enrolment, Store},
+    worker::{Done, Job},
+};
+
+/// The most servers of a list.
+const MAX_SERVERS: usize = 10_000;
+/// The most front ends that wait for one session.
+const MAX_WAITERS: usize = 64;
+
+/// What the actor hears from.
+pub(super) struct Inputs {
+    /// Requests of front ends.
+    pub(super) calls: mpsc::Receiver<Call>,
+    /// What the controller says unasked.
+    pub(super) link: mpsc::Receiver<LinkEvent>,
+    /// What the worker did.
+    pub(super) done: mpsc::Receiver<Done>,
+    /// What the tunnel says.
+    pub(super) path: watch::Receiver<PathState>,
+}
+
+/// What the actor speaks to.
+pub(super) struct Outputs {
+    /// The controller.
+    pub(super) link: Link,
+    /// The worker.
+    pub(super) jobs: mpsc::Sender<Job>,
+    /// What is kept.
+    pub(super) store: Store,
+}
+
+enum Internal {
+    Answered { attempt: u64, answer: Result<Box<Granted>, Answer> },
+    Enrolled { result: Result<Enrolment, Failure>, to: mpsc::Sender<Message> },
+}
+
+struct Granted {
+    ticket: Ticket,
+    envelope: proto::Envelope,
+}
+
+struct Waiter {
+    /// Whether it waits for a connection, or for its end.
+    connecting: bool,
+    to: mpsc::Sender<Message>,
+}
+
+struct Current {
+    ticket: Arc<Ticket>,
+    since: Timestamp,
+    handle: Option<TunnelHandle>,
+}
+
+/// The task.
+pub(super) struct Actor {
+    machine: Machine,
+    out: Outputs,
+    key: PublicKey,
+    enrolment: Option<Enrolment>,
+    confirm_within: Duration,
+    current: Option<Current>,
+    path: PathState,
+    waiters: Vec<Waiter>,
+    /// The envelope of a ticket that was granted and is about to be started.
+    envelope: Option<proto::Envelope>,
+    /// The far end of the SSH login that the session was asked for from.
+    ssh_peer: Option<IpAddr>,
+    inner: mpsc::Sender<Internal>,
+    internal: mpsc::Receiver<Internal>,
+}
+
+impl Actor {
+    /// An actor for the device of `key`.
+    pub(super) fn new(
+        out: Outputs,
+        key: PublicKey,
+        enrolment: Option<Enrolment>,
+        confirm_within: Duration,
+    ) -> Self {
+        let (inner, internal) = mpsc::channel(16);
+        Self {
+            machine: Machine::default(),
+            out,
+            key,
+            enrolment,
+            confirm_within,
+            current: None,
+            path: PathState::default(),
+            waiters: Vec::new(),
+            envelope: None,
+            ssh_peer: None,
+            inner,
+            internal,
+        }
+    }
+
+    /// Takes up the session that a former run kept, if it is one of this device.
+    pub(super) fn resume(&mut self, envelope: &proto::Envelope) {
+        let anchor = self.enrolment.as_ref().and_then(Enrolment::anchor);
+        let Some(horizon_wire::keyset::Anchor::KeySet(keyset)) = anchor else { return };
+        match open_ticket(envelope, &keyset, &self.key, None) {
+            Ok(ticket) => {
+                tracing::info!(server = %ticket.server_name, session = %ticket.session, "taking up the session of a former run");
+                self.machine.handle_resume(Instant::now(), ticket);
+            }
+            Err(failure) => tracing::warn!(%failure, "the kept session cannot be taken up"),
+        }
+    }
+
+    /// Runs until `stop` is done, then puts the host back. The session stays granted, so that the next run takes it up.
+    pub(super) async fn run(mut self, mut inputs: Inputs, stop: impl Future<Output = ()>) {
+        let mut stop = std::pin::pin!(stop);
+        loop {
+            self.settle().await;
+            let due = self.machine.poll_timeout();
+            tokio::select! {
+                Some(call) = inputs.calls.recv() => self.call(call),
+                Some(event) = inputs.link.recv() => self.link(event),
+                Some(done) = inputs.done.recv() => self.done(done),
+                Some(internal) = self.internal.recv() => self.internal(internal),
+                Ok(()) = inputs.path.changed() => {
+                    let path = inputs.path.borrow_and_update().clone();
+                    self.path(path).await;
+                }
+                () = wait(due) => self.machine.handle_timeout(Instant::now()),
+                () = &mut stop => break,
+            }
+        }
+        if self.current.is_some() && self.out.jobs.send(Job::Stop).await.is_ok() {
+            while let Some(done) = inputs.done.recv().await {
+                if matches!(done, Done::Stopped) {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Performs the machine's effects and tells those who wait.
+    async fn settle(&mut self) {
+        while let Some(effect) = self.machine.poll_effect() {
+            match effect {
+                Effect::Request { attempt, server, take_over } => self.request(attempt, server, take_over),
+                Effect::Start(ticket) => {
+                    let ticket = Arc::new(*ticket);
+                    self.current =
+                        Some(Current { ticket: ticket.clone(), since: Timestamp::now(), handle: None });
+                    let peer = self.ssh_peer.take();
+                    self.job(Job::Start(ticket, peer)).await;
+                    self.out.link.hold(true).await;
+                }
+                Effect::Renew(ticket) => {
+                    let ticket = Arc::new(*ticket);
+                    if let Some(current) = &mut self.current {
+                        current.ticket = ticket.clone();
+                    }
+                    self.job(Job::Renew(ticket)).await;
+                }
+                Effect::Stop => {
+                    self.job(Job::Stop).await;
+                    if let Err(error) = self.out.store.set_ticket(None) {
+                        tracing::warn!(%error, "the ended session is still kept");
+                    }
+                    self.out.link.hold(false).await;
+                }
+                Effect::End(session) => {
+                    let link = self.out.link.clone();
+                    tokio::spawn(async move {
+                        let message = proto::EndSession { session: session.as_bytes().to_vec() };
+                        link.tell(to_controller::Message::EndSession(message)).await;
+                    });
+                }
+            }
+        }
+        while let Some(event) = self.machine.poll_event() {
+            let phase = match event {
+                Event::Phase(phase) => phase,
+                Event::Declined(failure) => {
+                    self.decline(&failure);
+                    continue;
+                }
+            };
+            tracing::info!(?phase, server = self.machine.server(), "session");
+            self.announce(phase);
+            if phase == Phase::Connected {
+                self.keep_ticket();
+            }
+        }
+    }
+
+    async fn job(&self, job: Job) {
+        // The worker lives as long as the actor.
+        let _ = self.out.jobs.send(job).await;
+    }
+
+    fn keep_ticket(&mut self) {
+        if let Some(envelope) = self.envelope.take()
+            && let Err(error) = self.out.store.set_ticket(Some(&envelope))
+        {
+            tracing::warn!(%error, "the session will not outlive a restart of the service");
+        }
+    }
+
+    fn announce(&mut self, phase: Phase) {
+        let (settled, failure) = match phase {
+            Phase::Connected => (true, None),
+            Phase::Disconnected => {
+                (true, Some(Failure::failed("the connection was ended by another command", "")))
+            }
+            Phase::Failed => (true, self.machine.failure().cloned()),
+            _ => (false, None),
+        };
+        let mut waiting = Vec::new();
+        for waiter in std::mem::take(&mut self.waiters) {
+            let over = phase != Phase::Connected;
+            match (settled, waiter.connecting, over) {
+                // The session that is to be replaced came back meanwhile.
+                (true, true, false) if self.machine.is_switching() => waiting.push(waiter),
+                (true, true, false) | (true, false, true) => self.report_status(waiter.to),
+                (true, true, true) => {
+                    let failure =
+                        failure.clone().unwrap_or_else(|| Failure::failed("the connection ended", ""));
+                    send(&waiter.to, Message::Failed(failure));
+                }
+                _ => {
+                    // Progress that does not fit is only left out.
+                    let _ = waiter.to.try_send(Message::Progress(Progress { phase }));
+                    waiting.push(waiter);
+                }
+            }
+        }
+        self.waiters = waiting;
+    }
+
+    /// Tells those who wait for another server that the session in use goes on instead.
+    fn decline(&mut self, failure: &Failure) {
+        tracing::info!(%failure, "the session in use goes on");
+        for waiter in std::mem::take(&mut self.waiters) {
+            if waiter.connecting {
+                send(&waiter.to, Message::Failed(failure.clone()));
+            } else {
+                self.waiters.push(waiter);
+            }
+        }
+    }
+
+    fn request(&self, attempt: u64, server: String, take_over: Option<SessionId>) {
+        let (link, inner, key) = (self.out.link.clone(), self.inner.clone(), self.key);
+        let device = self.enrolment.as_ref().map(|e| e.device);
+        tokio::spawn(async move {
+            let take_over = take_over.map(|s| s.as_bytes().to_vec()).unwrap_or_default();
+            let message = to_controller::Message::RequestSession(proto::RequestSession { server, take_over });
+            let answer = match link.ask(message).await {
+                Ok((from_controller::Message::Ticket(envelope), keyset)) => {
+                    open_ticket(&envelope, &keyset, &key, device)
+                        .map(|ticket| Box::new(Granted { ticket, envelope }))
+                        .map_err(Answer::Failed)
+                }
+                Ok((from_controller::Message::Conflict(conflict), _)) => {
+                    Err(convert::decode_conflict(conflict)
+                        .map_or_else(|_| Answer::Failed(unreadable()), Answer::Conflict))
+                }
+                Ok(_) => Err(Answer::Failed(unreadable())),
+                Err(failure) => Err(Answer::Failed(failure)),
+            };
+            // Nobody listens any more only when the service ends.
+            let _ = inner.send(Internal::Answered { attempt, answer }).await;
+        });
+    }
+
+    fn internal(&mut self, internal: Internal) {
+        match internal {
+            Internal::Answered { attempt, answer } => {
+                let answer = match answer {
+                    Ok(granted) => {
+                        self.envelope = Some(granted.envelope);
+                        Answer::Granted(Box::new(granted.ticket))
+                    }
+                    Err(answer) => answer,
+                };
+                self.machine.handle_answer(Instant::now(), attempt, answer);
+            }
+            Internal::Enrolled { result, to } => {
+                self.machine.handle_enrolled();
+                let message = match result {
+                    Ok(enrolment) => {
+                        let (user, device) = (enrolment.user.clone(), enrolment.name.clone());
+                        self.enrolment = Some(enrolment);
+                        Message::Done(Reply::Enrolled { user, device })
+                    }
+                    Err(failure) => Message::Failed(failure),
+                };
+                send(&to, message);
+            }
+        }
+    }
+
+    fn link(&mut self, event: LinkEvent) {
+        let LinkEvent::Ended { session, reason } = event;
+        if self.machine.session() == Some(session) {
+            tracing::info!(%session, reason, "the controller ended the session");
+        }
+        self.machine.handle_session_ended(session, &reason);
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Dialling(handle) => {
+                if let Some(current) = &mut self.current {
+                    current.handle = Some(handle);
+                }
+            }
+            Done::Host(result) => self.machine.handle_host(Instant::now(), result),
+            Done::Stopped => {
+                self.current = None;
+                self.machine.handle_stopped(Instant::now());
+            }
+        }
+    }
+
+    async fn path(&mut self, path: PathState) {
+        if path.device_lost && !self.path.device_lost {
+            self.job(Job::Repair).await;
+        }
+        if path.remote != self.path.remote {
+            self.machine.handle_path(Instant::now(), path.remote.map(|remote| Path { remote }));
+        }
+        if let Some(trouble) = path.trouble.as_ref().filter(|t| self.path.trouble.as_ref() != Some(*t)) {
+            self.machine.handle_trouble(trouble);
+        }
+        self.path = path;
+    }
+
+    fn call(&mut self, Call { request, answer }: Call) {
+        match request {
+            Request::Status => self.report_status(answer),
+            Request::Servers => self.servers(answer),
+            Request::AddKey { key, name } => self.add_key(&key, name.as_deref(), answer),
+            Request::Connect { server, take_over, ssh_peer, confirmed } => {
+                let confirm_within = (ssh_peer.is_some() && !confirmed).then_some(self.confirm_within);
+                self.ssh_peer = ssh_peer;
+                let wish = Wish { server, take_over, confirm_within };
+                let result = self.machine.handle_connect(Instant::now(), wish);
+                self.await_phase(result, true, answer);
+            }
+            Request::Disconnect => {
+                self.machine.handle_disconnect();
+                self.await_phase(Ok(()), false, answer);
+            }
+            Request::Confirm => match self.machine.handle_confirm() {
+                Ok(()) => self.report_status(answer),
+                Err(failure) => send(&answer, Message::Failed(failure)),
+            },
+        }
+    }
+
+    /// Answers at once if the phase that is waited for is reached already.
+    fn await_phase(&mut self, result: Result<(), Failure>, connecting: bool, to: mpsc::Sender<Message>) {
+        let wanted: &[Phase] =
+            if connecting { &[Phase::Connected] } else { &[Phase::Disconnected, Phase::Failed] };
+        match result {
+            Err(failure) => send(&to, Message::Failed(failure)),
+            Ok(()) if wanted.contains(&self.machine.phase()) && !self.machine.is_switching() => {
+                self.report_status(to);
+            }
+            Ok(()) if self.waiters.len() < MAX_WAITERS => self.waiters.push(Waiter { connecting, to }),
+            Ok(()) => send(&to, Message::Failed(Failure::failed("too many commands wait already", ""))),
+        }
+    }
+
+    fn add_key(&mut self, text: &KeyText, name: Option<&str>, to: mpsc::Sender<Message>) {
+        let key = match PersonalKey::decode(text.expose()) {
+            Ok(key) => key,
+            Err(error) => {
+                let remedy = "paste the whole string you were given; it starts with 'hzn-key-'";
+                let failure =
+                    Failure::new(FailureKind::Usage, format!("that is no personal key: {error}"), remedy);
+                return send(&to, Message::Failed(failure));
+            }
+        };
+        if let Err(failure) = self.machine.handle_enrol(Instant::now()) {
+            return send(&to, Message::Failed(failure));
+        }
+        let (link, inner, info) = (self.out.link.clone(), self.inner.clone(), device::describe(name));
+        tokio::spawn(async move {
+            let result = link.enrol(key, info).await;
+            // Nobody listens any more only when the service ends.
+            let _ = inner.send(Internal::Enrolled { result, to }).await;
+        });
+    }
+
+    fn servers(&self, to: mpsc::Sender<Message>) {
+        let link = self.out.link.clone();
+        tokio::spawn(async move {
+            let message = match link.ask(to_controller::Message::ListServers(proto::ListServers {})).await {
+                Ok((from_controller::Message::Servers(list), _)) => match server_views(list) {
+                    Some(servers) => Message::Done(Reply::Servers { servers }),
+                    None => Message::Failed(unreadable()),
+                },
+                Ok(_) => Message::Failed(unreadable()),
+                Err(failure) => Message::Failed(failure),
+            };
+            send(&to, message);
+        });
+    }
+
+    fn report_status(&self, to: mpsc::Sender<Message>) {
+        let mut status = self.status();
+        let asked = self.current.as_ref().and_then(|c| Some((c.handle.clone()?, c.ticket.session)));
+        tokio::spawn(async move {
+            if let (Some((handle, id)), Some(session)) = (asked, &mut status.session)
+                && let Ok(Ok(snapshot)) = tokio::task::spawn_blocking(move || handle.stats()).await
+                && let Some(found) = snapshot.sessions.iter().find(|s| s.id == session_id(id))
+            {
+                measure(session, found);
+            }
+            send(&to, Message::Done(Reply::Status(Box::new(status))));
+        });
+    }
+
+    fn status(&self) -> Status {
+        let now = Instant::now();
+        let session = self.current.as_ref().filter(|_| self.machine.session().is_some()).map(|current| {
+            let ticket = &current.ticket;
+            let seconds = |at: Instant| at.saturating_duration_since(now).as_secs();
+            SessionView {
+                id: ticket.session,
+                since: current.since,
+                seconds: self.machine.granted().map_or(0, |g| (now - g).as_secs()),
+                remote: self.machine.path().map(|p| p.remote),
+                rtt_micros: None,
+                pathless_seconds: self.machine.pathless_since().map(|s| (now - s).as_secs()),
+                confirm_seconds: self.machine.confirm_by().map(seconds),
+                addresses: ticket.networks.iter().flat_map(|n| n.addresses.iter().copied()).collect(),
+                routes: ticket.networks.iter().flat_map(|n| n.routes.iter().copied()).collect(),
+                dns: ticket.dns.clone(),
+                networks: ticket.networks.iter().map(|n| n.name.clone()).filter(|n| !n.is_empty()).collect(),
+                mtu: ticket.mtu,
+                bytes_sent: 0,
+                bytes_received: 0,
+                violations: std::collections::BTreeMap::new(),
+            }
+        });
+        let failure = self.machine.failure().cloned().or_else(|| {
+            let trouble =
+                self.path.trouble.as_ref().filter(|_| self.machine.phase() == Phase::Reconnecting)?;
+            Some(Failure::failed(
+                format!("the path to the server is broken: {trouble}"),
+                "it is tried again and again",
+            ))
+        });
+        Status {
+            phase: self.machine.phase(),
+            failure,
+            device: self.enrolment.as_ref().map(|e| DeviceView {
+                user: e.user.clone(),
+                name: e.name.clone(),
+                id: e.device,
+            }),
+            server: self.machine.server().map(str::to_owned),
+            session,
+            controller: self.out.link.view(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+}
+
+/// Hands over a last message. There is room for it unless the front end went away or does not read.
+fn send(to: &mpsc::Sender<Message>, message: Message) {
+    if let Err(mpsc::error::TrySendError::Full(message)) = to.try_send(message) {
+        let to = to.clone();
+        tokio::spawn(async move {
+            let _ = to.send(message).await;
+        });
+    }
+}
+
+fn measure(session: &mut SessionView, found: &horizon_tunnel::SessionSnapshot) {
+    use horizon_tunnel::DropReason as R;
+    session.bytes_sent = found.counters.bytes_to_peer;
+    session.bytes_received = found.counters.bytes_from_peer;
+    session.rtt_micros = found.path.map(|p| u64::try_from(p.rtt.as_micros()).unwrap_or(u64::MAX));
+    let theirs = [R::Malformed, R::WrongNetwork, R::SpoofedSource, R::Forbidden, R::Unsolicited];
+    session.violations = theirs
+        .into_iter()
+        .map(|reason| (reason.name().to_owned(), found.counters.drops.get(reason)))
+        .filter(|(_, count)| *count > 0)
+        .collect();
+}
+
+fn server_views(list: proto::Servers) -> Option<Vec<ServerView>> {
+    if list.servers.len() > MAX_SERVERS {
+        return None;
+    }
+    let view = |s: proto::ServerSummary| {
+        let text = |value| convert::text(value, "server").ok();
+        Some(ServerView {
+            name: text(s.name)?,
+            available: s.available,
+            reason: text(s.reason)?,
+            capabilities: convert::decode_capabilities(&s.capabilities).ok()?,
+            location: text(s.location)?,
+            networks: s.networks.into_iter().map(text).collect::<Option<_>>()?,
+        })
+    };
+    list.servers.into_iter().map(view).collect()
+}
+
+/// The ticket in an envelope, if the organisation signed it for this device.
+fn open_ticket(
+    envelope: &proto::Envelope,
+    keyset: &KeySet,
+    key: &PublicKey,
+    device: Option<horizon_model::DeviceId>,
+) -> Result<Ticket, Failure> {
+    // A machine whose clock is behind the KeySet still finds its way.
+    let now = Timestamp::now().as_millisecond().max(keyset.issued);
+    let untrusted = |why: String| {
+        Failure::failed(
+            format!("the controller's ticket is not to be trusted: {why}"),
+            "tell the organisation's admin",
+        )
+    };
+    let payload = envelope::open(Context::Ticket, envelope, |k| keyset.allows(KeyUse::Ticket, k, now))
+        .map_err(|e| untrusted(e.to_string()))?;
+    let ticket = convert::decode_ticket(payload).map_err(|e| untrusted(e.to_string()))?;
+    if ticket.device_key != *key || device.is_some_and(|d| d != ticket.device) {
+        return Err(untrusted("it is for another device".into()));
+    }
+    Ok(ticket)
+}
+
+fn unreadable() -> Failure {
+    Failure::failed("the controller's answer cannot be read", "check that both sides are up to date")
+}
+
+async fn wait(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => pending().await,
+    }
+}

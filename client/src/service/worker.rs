@@ -1,0 +1,194 @@
+//! Performs what changes the host, one job after the other, so that putting back never overtakes changing.
+
+use std::{net::IpAddr, path::PathBuf, sync::Arc};
+
+use horizon_client_core::{
+    failure::Failure,
+    journal::{Journal, ResolverChange},
+    plan::{self, Change},
+};
+use horizon_hostnet::Net;
+use horizon_model::Ticket;
+use horizon_tunnel::{TunDevice, TunnelHandle};
+use horizon_wire::key::SigningKey;
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    data::{DataPlane, PathState},
+    host, resolver,
+    store::Store,
+};
+
+/// Jobs that may wait. The state machine has at most a start, a renewal and a stop under way.
+const QUEUE: usize = 8;
+
+/// What is to be done.
+#[derive(Debug)]
+pub(super) enum Job {
+    /// Dial the server and change the host, sparing the far end of the user's SSH login.
+    Start(Arc<Ticket>, Option<IpAddr>),
+    /// Dial with a fresh ticket; change the host again only where the ticket asks for something else.
+    Renew(Arc<Ticket>),
+    /// Make the TUN device and the host's changes again: somebody deleted the device.
+    Repair,
+    /// Put the host back and end the tunnel.
+    Stop,
+}
+
+/// What was done.
+pub(super) enum Done {
+    /// The tunnel runs; ask it for counters here.
+    Dialling(TunnelHandle),
+    /// The host is changed, or could not be.
+    Host(Result<(), Failure>),
+    /// The host is as it was, or as near as possible.
+    Stopped,
+}
+
+/// Where the worker finds things.
+#[derive(Clone, Debug)]
+pub(super) struct Places {
+    /// The resolver's file.
+    pub(super) resolv_conf: PathBuf,
+    /// The name of the TUN device.
+    pub(super) device: String,
+}
+
+/// The worker.
+pub(super) struct Worker {
+    store: Store,
+    key: SigningKey,
+    places: Places,
+    net: Net,
+    path: watch::Sender<PathState>,
+    done: mpsc::Sender<Done>,
+    active: Option<Active>,
+    ssh_peer: Option<IpAddr>,
+}
+
+struct Active {
+    plane: DataPlane,
+    ticket: Arc<Ticket>,
+    journal: Journal,
+}
+
+impl Worker {
+    /// Starts the worker. Its jobs go in at the sender.
+    pub(super) fn start(
+        store: Store,
+        key: SigningKey,
+        places: Places,
+        net: Net,
+        path: watch::Sender<PathState>,
+        done: mpsc::Sender<Done>,
+    ) -> mpsc::Sender<Job> {
+        let (jobs, mut inbox) = mpsc::channel(QUEUE);
+        let mut worker = Self { store, key, places, net, path, done, active: None, ssh_peer: None };
+        tokio::spawn(async move {
+            while let Some(job) = inbox.recv().await {
+                let done = worker.perform(job).await;
+                if worker.done.send(done).await.is_err() {
+                    break;
+                }
+            }
+            worker.stop().await;
+        });
+        jobs
+    }
+
+    async fn perform(&mut self, job: Job) -> Done {
+        match job {
+            Job::Start(ticket, ssh_peer) => {
+                self.ssh_peer = ssh_peer;
+                Done::Host(self.begin(ticket).await)
+            }
+            Job::Renew(ticket) => Done::Host(self.renew(ticket).await),
+            Job::Repair => Done::Host(self.repair().await),
+            Job::Stop => {
+                self.stop().await;
+                Done::Stopped
+            }
+        }
+    }
+
+    async fn begin(&mut self, ticket: Arc<Ticket>) -> Result<(), Failure> {
+        self.stop().await;
+        // The handshake goes on in the tunnel's thread while the host is being changed.
+        let plane = DataPlane::start(&self.key, &ticket, self.path.clone())?;
+        let handle = plane.handle();
+        self.active = Some(Active { plane, ticket: ticket.clone(), journal: Journal::new(Vec::new(), None) });
+        // Nobody listens any more only when the service ends.
+        let _ = self.done.send(Done::Dialling(handle)).await;
+        self.change(&ticket).await
+    }
+
+    async fn renew(&mut self, ticket: Arc<Ticket>) -> Result<(), Failure> {
+        let Some(active) = &mut self.active else { return self.begin(ticket).await };
+        let same = active.ticket.networks == ticket.networks
+            && active.ticket.dns == ticket.dns
+            && active.ticket.mtu == ticket.mtu;
+        if !same {
+            return self.begin(ticket).await;
+        }
+        active.plane.dial(&ticket)?;
+        active.ticket = ticket;
+        Ok(())
+    }
+
+    async fn repair(&mut self) -> Result<(), Failure> {
+        let Some(active) = &self.active else { return Ok(()) };
+        tracing::warn!(device = %self.places.device, "the TUN device was taken away; making it again");
+        active.plane.attach(self.device(&active.ticket)?)?;
+        host::make(&self.net, &active.journal.changes).await?;
+        self.path.send_modify(|p| p.device_lost = false);
+        Ok(())
+    }
+
+    async fn change(&mut self, ticket: &Ticket) -> Result<(), Failure> {
+        let mut observed = host::observe(&self.net).await?;
+        observed.ssh_peers.extend(self.ssh_peer);
+        let changes = plan::plan(ticket, &observed, &self.places.device);
+        let path = &self.places.resolv_conf;
+        let resolver = if ticket.dns.is_empty() {
+            None
+        } else {
+            let original = resolver::read(path).map_err(|e| host::resolver_error(path, e))?;
+            Some(ResolverChange { path: path.clone(), original })
+        };
+        let journal = Journal::new(changes, resolver);
+        self.store.set_journal(Some(&journal)).map_err(host::HostError::from)?;
+        let device = self.device(ticket)?;
+        let Some(active) = &mut self.active else { return Ok(()) };
+        active.journal = journal;
+        active.plane.attach(device)?;
+        host::make(&self.net, &active.journal.changes).await?;
+        if let Some(change) = &active.journal.resolver {
+            // Links and routes end with the machine at the latest; the file does not, so its journal may not either.
+            self.store.sync_journal().map_err(host::HostError::from)?;
+            resolver::take_over(path, &change.original, &ticket.dns)
+                .map_err(|e| host::resolver_error(path, e))?;
+        }
+        Ok(())
+    }
+
+    fn device(&self, ticket: &Ticket) -> Result<TunDevice, Failure> {
+        TunDevice::create(&self.places.device, ticket.mtu, true)
+            .map_err(|e| Failure::failed(e.to_string(), ""))
+    }
+
+    async fn stop(&mut self) {
+        let Some(Active { plane, mut journal, .. }) = self.active.take() else { return };
+        // The tunnel takes its device along.
+        journal.changes.retain(|c| !matches!(c, Change::Device { .. }));
+        let put_back = host::put_back(&self.net, &journal).await;
+        if tokio::task::spawn_blocking(|| plane.shutdown()).await.is_err() {
+            tracing::error!("the tunnel did not end well");
+        }
+        match put_back.and_then(|()| Ok(self.store.set_journal(None)?)) {
+            Ok(()) => tracing::info!("the host is as it was"),
+            // The journal stays, and the next start tries again.
+            Err(error) => tracing::error!(%error, "the host could not be put back completely"),
+        }
+        self.path.send_replace(PathState::default());
+    }
+}

@@ -1,0 +1,188 @@
+//! What the files of a source declare, file by file, so that a changed file costs what is in it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use horizon_crds::{Origin as Place, Parsed, Problem, Resource, ResourceId};
+
+use crate::index::{Origin, Stored};
+
+/// A resource that a file declares.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// The resource.
+    pub resource: Arc<Resource>,
+    /// Where it is written.
+    pub place: Place,
+}
+
+/// What one file holds.
+#[derive(Clone, Debug, Default)]
+pub struct File {
+    /// The resources without a problem.
+    pub resources: Vec<Candidate>,
+    /// What is wrong with the file and its documents.
+    pub problems: Vec<Problem>,
+    /// Whether every document could be told by kind and name. If not, nothing that this file used to hold counts as gone.
+    pub complete: bool,
+}
+
+impl From<Parsed> for File {
+    fn from(parsed: Parsed) -> Self {
+        let complete = parsed.is_complete();
+        let resources = parsed.resources.into_iter();
+        Self {
+            resources: resources.map(|(resource, place)| Candidate { resource: Arc::new(resource), place }).collect(),
+            problems: parsed.problems,
+            complete,
+        }
+    }
+}
+
+impl File {
+    /// A file that cannot be read at all: what it used to hold stays in force.
+    pub fn unreadable(problem: Problem) -> Self {
+        Self { resources: Vec::new(), problems: vec![problem], complete: false }
+    }
+
+    /// The resources it mentions, each with its position among the good ones, or `None` when it is broken.
+    fn mentions(&self) -> impl Iterator<Item = (ResourceId, Option<usize>)> {
+        let broken = self.problems.iter().filter_map(|problem| problem.resource.clone());
+        let good = self.resources.iter().enumerate();
+        good.map(|(at, candidate)| (candidate.resource.id(), Some(at))).chain(broken.map(|id| (id, None)))
+    }
+}
+
+/// What is wanted of one resource.
+#[derive(Debug)]
+pub(crate) enum Wanted<'a> {
+    /// To be as this candidate says.
+    Be(&'a Candidate),
+    /// To stay as it is: its document cannot be read now.
+    Stay,
+    /// Not to be.
+    Gone,
+}
+
+/// What all files of a source declare.
+#[derive(Clone, Debug, Default)]
+pub struct Desired {
+    files: BTreeMap<Arc<str>, Arc<File>>,
+    /// By resource, the files that mention it, in order, each with its position in the file.
+    mentions: HashMap<ResourceId, Vec<(Arc<str>, Option<usize>)>>,
+    complete: bool,
+}
+
+impl Desired {
+    /// Nothing, and not known to be everything.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether the listing of files is complete: only then may what is missing count as removed.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// Says whether the listing is complete.
+    pub fn set_complete(&mut self, complete: bool) {
+        self.complete = complete;
+    }
+
+    /// The files, by path.
+    pub fn files(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<File>)> {
+        self.files.iter()
+    }
+
+    /// Whether no file declares anything, not even in a form that cannot be read.
+    pub fn is_empty(&self) -> bool {
+        self.mentions.is_empty() && self.files.values().all(|file| file.complete)
+    }
+
+    /// Every resource that some file mentions.
+    pub fn ids(&self) -> impl Iterator<Item = &ResourceId> {
+        self.mentions.keys()
+    }
+
+    /// Sets what a file holds; `None` when it is gone. Returns the resources that the file mentions or did; those that came
+    /// from it while it could be read are found by [`declared_by`](crate::declared_by).
+    pub fn set_file(&mut self, path: &Arc<str>, file: Option<File>) -> BTreeSet<ResourceId> {
+        let mut touched = BTreeSet::new();
+        if let Some(old) = self.files.remove(path) {
+            for (id, _) in old.mentions() {
+                if let Some(places) = self.mentions.get_mut(&id) {
+                    places.retain(|(p, _)| p != path);
+                    if places.is_empty() {
+                        self.mentions.remove(&id);
+                    }
+                }
+                touched.insert(id);
+            }
+        }
+        if let Some(new) = file {
+            for (id, at) in new.mentions() {
+                let places = self.mentions.entry(id.clone()).or_default();
+                let place = (path.clone(), at);
+                if let Err(slot) = places.binary_search(&place) {
+                    places.insert(slot, place);
+                }
+                touched.insert(id);
+            }
+            self.files.insert(path.clone(), Arc::new(new));
+        }
+        touched
+    }
+
+    /// Lets a candidate share the memory of the resource in force when both are equal.
+    pub fn share(&mut self, stored: &Stored) {
+        let Origin::File(path) = &stored.origin else { return };
+        let Some(places) = self.mentions.get(&stored.id()) else { return };
+        let Some(file) = self.files.get_mut(path) else { return };
+        for at in places.iter().filter(|(p, _)| p == path).filter_map(|(_, at)| *at) {
+            let candidate = &file.resources[at].resource;
+            if !Arc::ptr_eq(candidate, &stored.resource) && *candidate == stored.resource {
+                Arc::make_mut(file).resources[at].resource = stored.resource.clone();
+            }
+        }
+    }
+
+    /// The good documents of a resource, by file.
+    fn candidates(&self, id: &ResourceId) -> impl Iterator<Item = (&Arc<str>, &Candidate)> {
+        let places = self.mentions.get(id).into_iter().flatten();
+        places.filter_map(|(path, at)| Some((path, self.files.get(path)?.resources.get((*at)?)?)))
+    }
+
+    /// What is wanted of a resource, given what is in force. Of several documents for one resource, the one of the file
+    /// that it was last taken from holds, else the first.
+    pub(crate) fn wanted(&self, id: &ResourceId, stored: Option<&Stored>) -> Wanted<'_> {
+        let home = match stored.map(|s| &s.origin) {
+            Some(Origin::File(path)) => Some(path),
+            _ => None,
+        };
+        if let Some(home) = home {
+            if let Some((_, candidate)) = self.candidates(id).find(|(path, _)| *path == home) {
+                return Wanted::Be(candidate);
+            }
+            let mentioned = self.mentions.get(id).is_some_and(|places| places.iter().any(|(path, _)| path == home));
+            let unreadable = match self.files.get(home) {
+                Some(file) => !file.complete,
+                None => !self.complete,
+            };
+            if mentioned || unreadable {
+                return Wanted::Stay;
+            }
+        }
+        match self.candidates(id).next() {
+            Some((_, candidate)) => Wanted::Be(candidate),
+            None if self.mentions.contains_key(id) || !self.complete => Wanted::Stay,
+            None => Wanted::Gone,
+        }
+    }
+
+    /// The documents of a resource besides the one that holds.
+    pub(crate) fn duplicates(&self, id: &ResourceId, chosen: &Candidate) -> Vec<&Candidate> {
+        self.candidates(id).map(|(_, c)| c).filter(|c| !std::ptr::eq(*c, chosen)).collect()
+    }
+}

@@ -1,0 +1,32 @@
+//! What the controller decides: which resources are in force, who may do what, what each appliance is asked to be, and what
+//! statuses say. Pure functions over an [`Index`]: no clock, no randomness, no input or output.
+
+mod accept;
+mod compose;
+mod denial;
+mod desired;
+mod facts;
+mod grant;
+mod index;
+mod lookup;
+mod plan;
+mod scope;
+pub mod status;
+
+pub use compose::{SessionFacts, appliance_address, base_state, session_entry, ticket_networks};
+pub use denial::Denial;
+pub use desired::{Candidate, Desired, File};
+pub use facts::{DeviceStanding, GrantFacts, Purpose, ServerStanding};
+pub use grant::{Grant, GrantedNetwork, MAX_RULE_PORTS, MAX_RULES, grant, grant_named, servers_for};
+pub use index::{Index, Origin, Stored};
+pub use plan::{Plan, PruneHeld, PruneLimit, Put, Recent, Wish, apply, declared_by, everything, plan, plan_put, preview};
+pub use scope::{Scope, matched_users};
+
+#[cfg(test)]
+mod compose_tests;
+#[cfg(test)]
+mod grant_tests;
+#[cfg(test)]
+mod plan_tests;
+#[cfg(test)]
+mod testing;

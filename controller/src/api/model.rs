@@ -1,0 +1,324 @@
+//! The bodies of requests and answers, shared by the server and the CLI.
+
+use std::collections::BTreeMap;
+
+use horizon_crds::{IdentityDigest, KindName, Name, TargetKind, TimeSpan, Timestamp};
+use horizon_model::SessionId;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// A list of resources or records.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct List<T> {
+    /// The entries.
+    pub items: Vec<T>,
+}
+
+/// A resource with what the controller knows about it, in the shape Kubernetes shows resources.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Object {
+    /// `horizon.dev/v1alpha1`.
+    pub api_version: String,
+    /// The kind.
+    pub kind: KindName,
+    /// Name and origin.
+    pub metadata: ObjectMeta,
+    /// What is declared.
+    pub spec: Value,
+    /// What is so; absent until the controller has looked.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub status: Value,
+}
+
+/// What is known about a resource besides its spec and its status.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectMeta {
+    /// The name.
+    pub name: Name,
+    /// The namespace.
+    pub namespace: Name,
+    /// Its identity for as long as it exists; a resource recreated under the same name has another.
+    pub uid: String,
+    /// 1 at first, one more with every change of the spec.
+    pub generation: i64,
+    /// When it came into being.
+    pub creation_timestamp: Timestamp,
+    /// Labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Annotations; `horizon.dev/origin` names the file, or the controller's own records.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// The annotation that says where a resource was written.
+pub const ORIGIN: &str = "horizon.dev/origin";
+
+/// Everything about one resource.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Detail {
+    /// The resource.
+    pub object: Object,
+    /// What it amounts to, in sentences: who may use a server, what a user may use and why not.
+    pub reasons: Vec<String>,
+    /// What is wrong with its file now, if anything: the last good state is in force.
+    pub problems: Vec<String>,
+    /// The newest security events about it, newest first.
+    pub events: Vec<Value>,
+    /// The newest changes to it, newest first.
+    pub changes: Vec<Value>,
+}
+
+/// How the controller does.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Its version.
+    pub version: String,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// The directory of the resource files.
+    pub resources_directory: String,
+    /// Where appliances and clients connect.
+    pub listen: String,
+    /// What tokens and invitations name.
+    pub advertise: Vec<String>,
+    /// The id of the organisation's root.
+    pub root: String,
+    /// Resources in force, by kind.
+    pub resources: BTreeMap<String, u64>,
+    /// Appliances with a control channel.
+    pub appliances: u64,
+    /// Devices with a control channel.
+    pub devices: u64,
+    /// Sessions requested or active.
+    pub sessions: u64,
+    /// What is wrong in the resource files now, one line each.
+    pub problems: Vec<String>,
+    /// Resources whose files vanished and that wait for `confirm-prune`; one line each.
+    pub prune_pending: Vec<String>,
+    /// Parts that are not ready, and why.
+    pub not_ready: Vec<String>,
+}
+
+/// Asks for a registration token.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TokenRequest {
+    /// The namespace of the server.
+    pub namespace: Name,
+    /// The server.
+    pub server: Name,
+    /// How long the token can be used.
+    pub lifetime: TimeSpan,
+}
+
+/// Asks for a personal key.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct InvitationRequest {
+    /// The namespace of the user.
+    pub namespace: Name,
+    /// The user.
+    pub user: Name,
+    /// How long the key can be used; `None` until it is revoked.
+    #[serde(default)]
+    pub lifetime: Option<TimeSpan>,
+}
+
+/// The one string to paste. It is shown once; the controller keeps what it needs to recognise it, no more.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Issued {
+    /// The resource that stands for it.
+    pub name: Name,
+    /// The string.
+    pub secret: String,
+    /// Until when it can be used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+}
+
+impl std::fmt::Debug for Issued {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Issued({})", self.name)
+    }
+}
+
+/// Accepts a changed identity.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ApprovalRequest {
+    /// The namespace of the server.
+    pub namespace: Name,
+    /// The server.
+    pub server: Name,
+    /// Which identity; `None` for the pending one.
+    #[serde(default)]
+    pub digest: Option<IdentityDigest>,
+    /// Why.
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// Revokes something for good.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RevocationRequest {
+    /// The namespace.
+    pub namespace: Name,
+    /// What it is.
+    pub kind: TargetKind,
+    /// Its name; of a device its id.
+    pub name: Name,
+    /// Why.
+    pub reason: String,
+    /// Whether it is believed to be in wrong hands.
+    #[serde(default)]
+    pub compromised: bool,
+}
+
+/// The record that was written.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Recorded {
+    /// Its kind.
+    pub kind: KindName,
+    /// Its name.
+    pub name: Name,
+    /// What it means, in a sentence.
+    pub message: String,
+}
+
+/// A file of resources, as `diff` sends it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileText {
+    /// Its path below the directory.
+    pub path: String,
+    /// Its text.
+    pub text: String,
+}
+
+/// Asks what would change.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiffRequest {
+    /// The files of the directory.
+    pub files: Vec<FileText>,
+}
+
+/// What was done, in a sentence.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Done {
+    /// The sentence.
+    pub message: String,
+}
+
+/// What would change if the controller read the files that were sent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Diff {
+    /// What is wrong, one line each. What it would replace stays in force.
+    pub problems: Vec<String>,
+    /// What would come into force, change or go.
+    pub resources: Vec<ResourceDiff>,
+    /// Why removals would wait for a confirmation, if they would.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<String>,
+    /// Servers whose appliances would be told something, as `namespace/name`.
+    pub servers: Vec<String>,
+    /// Whose access would change.
+    pub access: Vec<AccessDiff>,
+    /// Live sessions that would end or be cut down.
+    pub sessions: Vec<SessionDiff>,
+    /// Whether there were too many users and servers to compare all.
+    pub partial: bool,
+}
+
+/// What would happen to a resource.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResourceDiff {
+    /// The kind.
+    pub kind: KindName,
+    /// The namespace.
+    pub namespace: Name,
+    /// The name.
+    pub name: Name,
+    /// What happens.
+    pub action: Action,
+    /// The fields that change; for what comes or goes, none.
+    pub fields: Vec<FieldDiff>,
+}
+
+/// What would happen to a resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Action {
+    /// It comes into force.
+    Create,
+    /// It changes.
+    Update,
+    /// It goes.
+    Remove,
+}
+
+/// A field that would change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FieldDiff {
+    /// Its path, like `spec.servers`.
+    pub field: String,
+    /// What it is; absent when it is new.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Value>,
+    /// What it would be; absent when it would go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<Value>,
+}
+
+/// How a user's access to a server would change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AccessDiff {
+    /// The namespace of both.
+    pub namespace: Name,
+    /// The user.
+    pub user: Name,
+    /// The server.
+    pub server: Name,
+    /// How.
+    pub effect: Effect,
+}
+
+/// How access would change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Effect {
+    /// There is none and there would be some.
+    Gained,
+    /// There is some and there would be none.
+    Lost,
+    /// Some of it would be taken away, whatever is added.
+    Narrowed,
+    /// It would grow, or be set up otherwise.
+    Changed,
+}
+
+/// What would happen to a live session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionDiff {
+    /// Which.
+    pub session: SessionId,
+    /// Whose.
+    pub user: Name,
+    /// Where.
+    pub server: Name,
+    /// Whether it would end; otherwise it would be cut down.
+    pub ends: bool,
+}

@@ -1,0 +1,221 @@
+//! What can be read.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{Json, extract::State};
+use horizon_controller_core::Stored;
+use horizon_crds::{API_VERSION, DEFAULT_NAMESPACE, KindName};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{
+    Api, ApiError,
+    model::{Detail, List, ORIGIN, Object, ObjectMeta, Status},
+    reasons,
+    server::{Ask, In},
+};
+use crate::{metrics::NameLabel, store::EventFilter};
+
+/// The most records that are listed.
+const MAX_LIMIT: u32 = 10_000;
+/// How many records of each sort a description shows.
+const RECORDS_OF_ONE: u32 = 10;
+
+type Answer<T> = Result<Json<T>, ApiError>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct InNamespace {
+    namespace: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Page {
+    limit: Option<u32>,
+}
+
+impl Page {
+    fn limit(&self) -> Result<u32, ApiError> {
+        let limit = self.limit.unwrap_or(100);
+        if (1..=MAX_LIMIT).contains(&limit) {
+            return Ok(limit);
+        }
+        Err(ApiError::bad_request(format!("limit is {limit}"), format!("ask for 1 to {MAX_LIMIT} entries")))
+    }
+}
+
+fn kind(word: &str) -> Result<KindName, ApiError> {
+    KindName::parse(word)
+        .map_err(|error| ApiError::not_found(format!("there is no kind {:?}", error.given), error.remedy))
+}
+
+pub(super) async fn list(
+    State(api): State<Arc<Api>>,
+    In(word): In<String>,
+    Ask(query): Ask<InNamespace>,
+) -> Answer<List<Object>> {
+    objects(&api, kind(&word)?, &query).await
+}
+
+pub(super) async fn approvals(
+    State(api): State<Arc<Api>>,
+    Ask(query): Ask<InNamespace>,
+) -> Answer<List<Object>> {
+    objects(&api, KindName::Approval, &query).await
+}
+
+pub(super) async fn revocations(
+    State(api): State<Arc<Api>>,
+    Ask(query): Ask<InNamespace>,
+) -> Answer<List<Object>> {
+    objects(&api, KindName::Revocation, &query).await
+}
+
+async fn objects(api: &Api, kind: KindName, query: &InNamespace) -> Answer<List<Object>> {
+    let index = api.engine.index();
+    let stored = match &query.namespace {
+        Some(namespace) => index.in_namespace(kind, namespace),
+        None => index.all(kind),
+    };
+    let mut statuses = statuses(api).await?;
+    let items = stored.iter().map(|s| object(s, statuses.remove(&s.uid).unwrap_or_default())).collect();
+    Ok(Json(List { items }))
+}
+
+async fn statuses(api: &Api) -> Result<std::collections::HashMap<uuid::Uuid, Value>, ApiError> {
+    api.store.statuses().await.map_err(|error| ApiError::internal("read the statuses", error))
+}
+
+pub(super) async fn one(
+    State(api): State<Arc<Api>>,
+    In((word, name)): In<(String, String)>,
+    Ask(query): Ask<InNamespace>,
+) -> Answer<Detail> {
+    let kind = kind(&word)?;
+    let index = api.engine.index();
+    let namespace = query.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
+    let Some(stored) = index.get(kind, namespace, &name) else {
+        return Err(missing(&api, kind, namespace, &name));
+    };
+    let fault = |error| ApiError::internal("read its records", error);
+    let status = api.store.status_of(stored.uid).await.map_err(fault)?.unwrap_or_default();
+    let filter = EventFilter { source: Some(stored.uid), limit: RECORDS_OF_ONE };
+    let events = api.store.list_security_events(&filter).await.map_err(fault)?;
+    let changes = api.store.list_audit_of(&stored.uid.to_string(), RECORDS_OF_ONE).await.map_err(fault)?;
+    let id = stored.id();
+    let problems = api
+        .engine
+        .problems()
+        .iter()
+        .filter(|p| p.resource.as_ref() == Some(&id))
+        .map(ToString::to_string)
+        .collect();
+    Ok(Json(Detail {
+        object: object(stored, status),
+        reasons: reasons::about(&index, stored),
+        problems,
+        events: values(&events),
+        changes: values(&changes),
+    }))
+}
+
+/// Says that a resource does not exist, and what there is instead.
+pub(super) fn missing(api: &Api, kind: KindName, namespace: &str, name: &str) -> ApiError {
+    const MAX_NAMES: usize = 10;
+    let index = api.engine.index();
+    let there = index.in_namespace(kind, namespace);
+    let mut names: Vec<&str> = there.iter().take(MAX_NAMES).map(|s| s.resource.name().as_str()).collect();
+    if there.len() > MAX_NAMES {
+        names.push("…");
+    }
+    let remedy = if names.is_empty() {
+        format!("declare it in a file in {}", api.config.resources.display())
+    } else {
+        format!(
+            "there {} {}; `horizon-controller get {}` lists them",
+            if names.len() == 1 { "is" } else { "are" },
+            names.join(", "),
+            kind.plural()
+        )
+    };
+    ApiError::not_found(format!("there is no {kind} '{name}' in namespace '{namespace}'"), remedy)
+}
+
+pub(super) fn object(stored: &Stored, status: Value) -> Object {
+    let meta = stored.resource.metadata();
+    let mut annotations = meta.annotations.clone();
+    annotations.insert(ORIGIN.to_owned(), stored.origin.to_string());
+    Object {
+        api_version: API_VERSION.to_owned(),
+        kind: stored.resource.kind(),
+        metadata: ObjectMeta {
+            name: meta.name.clone(),
+            namespace: meta.namespace.clone(),
+            uid: stored.uid.to_string(),
+            generation: stored.generation,
+            creation_timestamp: stored.created_at.into(),
+            labels: meta.labels.clone(),
+            annotations,
+        },
+        spec: stored.resource.spec_json(),
+        status,
+    }
+}
+
+fn values(records: &[impl Serialize]) -> Vec<Value> {
+    // Records consist of strings, numbers and lists: nothing that JSON lacks.
+    records.iter().filter_map(|record| serde_json::to_value(record).ok()).collect()
+}
+
+pub(super) async fn sessions(State(api): State<Arc<Api>>, Ask(page): Ask<Page>) -> Answer<List<Value>> {
+    let found = api.store.list_sessions(page.limit()?).await;
+    Ok(Json(List { items: values(&found.map_err(|error| ApiError::internal("list the sessions", error))?) }))
+}
+
+pub(super) async fn devices(State(api): State<Arc<Api>>, Ask(page): Ask<Page>) -> Answer<List<Value>> {
+    let found = api.store.list_devices(page.limit()?).await;
+    Ok(Json(List { items: values(&found.map_err(|error| ApiError::internal("list the devices", error))?) }))
+}
+
+pub(super) async fn events(State(api): State<Arc<Api>>, Ask(page): Ask<Page>) -> Answer<List<Value>> {
+    let found = api.store.list_security_events(&EventFilter { source: None, limit: page.limit()? }).await;
+    Ok(Json(List { items: values(&found.map_err(|error| ApiError::internal("list the events", error))?) }))
+}
+
+pub(super) async fn audit(State(api): State<Arc<Api>>, Ask(page): Ask<Page>) -> Answer<List<Value>> {
+    let found = api.store.list_audit(page.limit()?).await;
+    Ok(Json(List {
+        items: values(&found.map_err(|error| ApiError::internal("list the audit trail", error))?),
+    }))
+}
+
+pub(super) async fn status(State(api): State<Arc<Api>>) -> Answer<Status> {
+    let index = api.engine.index();
+    let resources: BTreeMap<String, u64> =
+        KindName::ALL.iter().map(|kind| (kind.to_string(), index.all(*kind).len() as u64)).collect();
+    let channels = |role| {
+        let count = api.metrics.channels.get_or_create(&NameLabel { name: role }).get();
+        u64::try_from(count).unwrap_or_default()
+    };
+    Ok(Json(Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at: api.started_at.into(),
+        resources_directory: api.config.resources.display().to_string(),
+        listen: api.config.listen.to_string(),
+        advertise: api.strings.advertise.clone(),
+        root: api.strings.root.to_string(),
+        resources,
+        appliances: channels("appliance"),
+        devices: channels("device"),
+        sessions: u64::try_from(api.metrics.sessions.get()).unwrap_or_default(),
+        problems: api.engine.problems().iter().map(ToString::to_string).collect(),
+        prune_pending: api
+            .engine
+            .held()
+            .iter()
+            .flat_map(|held| held.resources.iter().map(ToString::to_string))
+            .collect(),
+        not_ready: api.health.missing().into_iter().map(|(part, why)| format!("{part}: {why}")).collect(),
+    }))
+}

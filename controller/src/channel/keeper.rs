@@ -1,0 +1,174 @@
+//! The keeper: looks at sessions when something changed that may end them, wakes the connections that are concerned, and
+//! ends what has timed out.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use horizon_controller_core::ServerStanding;
+use horizon_model::ServerId;
+use jiff::Timestamp;
+use tokio::{
+    sync::broadcast::{Receiver, error::{RecvError, TryRecvError}},
+    time::{Instant, MissedTickBehavior, interval_at},
+};
+
+use super::{Context, compose, registry::EndNote};
+use crate::{
+    live::Hint,
+    store::{BEAT_RETENTION, EndReason, EndedBy, SessionRow, SessionStatus, StoreError},
+};
+
+/// How often heartbeats that are too old are forgotten.
+const PRUNE: Duration = Duration::from_secs(600);
+
+/// What a batch of hints asks for.
+#[derive(Default)]
+struct Work {
+    /// Whose sessions are looked at and who is woken.
+    servers: BTreeSet<ServerId>,
+    /// Whose sessions are looked at.
+    sweep: BTreeSet<ServerId>,
+    everything: bool,
+}
+
+/// Listens until the controller stops.
+pub(super) async fn run(context: Arc<Context>, mut hints: Receiver<Hint>) {
+    let mut stop = context.stop.clone();
+    let mut sweep = interval_at(Instant::now() + context.settings.sweep, context.settings.sweep);
+    let mut prune = interval_at(Instant::now() + PRUNE, PRUNE);
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    prune.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let mut work = Work::default();
+        tokio::select! {
+            () = stop.requested() => return,
+            hint = hints.recv() => match hint {
+                Ok(hint) => work.take(&context, hint),
+                Err(RecvError::Lagged(missed)) => {
+                    tracing::info!(missed, "hints were lost; every server is looked at");
+                    work.everything = true;
+                }
+                Err(RecvError::Closed) => return,
+            },
+            _ = sweep.tick() => {
+                if let Err(error) = context.end_timed_out().await {
+                    tracing::error!(%error, "sessions that timed out could not be ended");
+                }
+                // Keys expire without anybody changing anything.
+                work.sweep.extend(context.store.all_servers_with_sessions().await.unwrap_or_default());
+            }
+            _ = prune.tick() => context.prune().await,
+        }
+        loop {
+            match hints.try_recv() {
+                Ok(hint) => work.take(&context, hint),
+                Err(TryRecvError::Lagged(_)) => work.everything = true,
+                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+            }
+        }
+        if let Err(error) = context.carry_out(work).await {
+            tracing::error!(%error, "sessions could not be looked at; it is tried again");
+            context.registry.wake_all();
+        }
+    }
+}
+
+impl Work {
+    fn take(&mut self, context: &Context, hint: Hint) {
+        match hint {
+            Hint::ServerChanged(server) => {
+                self.servers.insert(server);
+            }
+            Hint::SessionEnded { session, device, reason } => {
+                context.registry.tell_device(device, &EndNote { session, reason });
+            }
+            Hint::StatusDirty(_) | Hint::StateApplied { .. } => {}
+        }
+    }
+}
+
+impl Context {
+    async fn carry_out(&self, work: Work) -> Result<(), StoreError> {
+        let mut servers = work.servers;
+        if work.everything {
+            servers.extend(self.store.all_servers_with_sessions().await?);
+        }
+        for server in work.sweep.difference(&servers) {
+            self.check_sessions(*server).await?;
+        }
+        for server in &servers {
+            self.check_sessions(*server).await?;
+            self.registry.wake(*server);
+        }
+        if work.everything {
+            self.registry.wake_all();
+        }
+        Ok(())
+    }
+
+    /// Ends the sessions of a server that may not go on.
+    async fn check_sessions(&self, server: ServerId) -> Result<(), StoreError> {
+        let sessions = self.store.sessions_of_server(server).await?;
+        if sessions.is_empty() {
+            return Ok(());
+        }
+        let now = self.now();
+        let index = self.desired.index();
+        let standing = self.store.server(server).await?.map_or(ServerStanding::Revoked, |record| record.standing());
+        for session in sessions {
+            if let Err(why) = compose::judge(&index, standing, &session, now) {
+                self.end(&session, &EndReason::broker(why)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a session and tells everybody concerned. Returns whether it was live.
+    pub(super) async fn end(&self, session: &SessionRow, reason: &EndReason) -> Result<bool, StoreError> {
+        let Some(ended) = self.store.end_session(session.id, reason, self.now()).await? else { return Ok(false) };
+        tracing::info!(session = %ended.session, server = %ended.server, "a session ended: {}", ended.reason);
+        self.metrics.sessions.dec();
+        self.live.publish(Hint::SessionEnded {
+            session: ended.session,
+            device: ended.device,
+            reason: ended.reason.into(),
+        });
+        self.registry.wake(ended.server);
+        self.live.publish(Hint::StatusDirty(ended.server.0));
+        Ok(true)
+    }
+
+    async fn end_timed_out(&self) -> Result<(), StoreError> {
+        let now = self.now();
+        for session in self.store.stale_requests(before(now, self.settings.session_patience * 3)).await? {
+            let reason = EndReason {
+                status: SessionStatus::Failed,
+                by: EndedBy::Broker,
+                reason: "the appliance did not take it in".into(),
+            };
+            self.end(&session, &reason).await?;
+        }
+        for session in self.store.idle_sessions(before(now, self.settings.session_idle)).await? {
+            if self.live.is_device_online(session.device) {
+                continue;
+            }
+            let reason = EndReason {
+                status: SessionStatus::Timeout,
+                by: EndedBy::Broker,
+                reason: format!("nothing used it for {} minutes", self.settings.session_idle.as_secs().div_ceil(60)),
+            };
+            self.end(&session, &reason).await?;
+        }
+        Ok(())
+    }
+
+    async fn prune(&self) {
+        let retention = Duration::try_from(BEAT_RETENTION).unwrap_or_default();
+        if let Err(error) = self.store.prune_beats(before(self.now(), retention)).await {
+            tracing::error!(%error, "old heartbeats could not be removed");
+        }
+    }
+}
+
+fn before(now: Timestamp, span: Duration) -> Timestamp {
+    now.checked_sub(span).unwrap_or(Timestamp::MIN)
+}

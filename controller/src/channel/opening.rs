@@ -1,0 +1,103 @@
+//! The first words: versions are agreed on, the KeySets are shown, and the peer's role decides who talks to it.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use horizon_channel::Peer;
+use horizon_model::PublicKey;
+use horizon_wire::{
+    proto::{self, Role, from_controller},
+    refusal::Refusal,
+    version,
+};
+
+use super::{
+    Context, appliance, device, refusals,
+    wire::{End, Wire},
+};
+
+/// Who is at the other end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Remote {
+    /// The key that was proved in TLS.
+    pub(super) key: PublicKey,
+    /// Where it is.
+    pub(super) address: SocketAddr,
+}
+
+/// Talks to a peer until one of the two ends it.
+pub(super) async fn serve(context: Arc<Context>, peer: Peer) {
+    let remote = Remote { key: peer.key, address: peer.remote };
+    let hello = peer.hello.clone();
+    let mut wire = Wire::new(peer, context.settings.messages_per_second, context.settings.send_patience);
+    let mut stop = context.stop.clone();
+    let end = tokio::select! {
+        end = converse(&context, remote, &hello, &mut wire) => end,
+        () = stop.requested() => End::Gone("the controller stops".into()),
+    };
+    match &end {
+        End::Gone(why) => tracing::debug!(key = %remote.key, why, "a conversation is over"),
+        End::Refuse { refusal, .. } => {
+            context.metrics.refused(refusals::name(refusal.code));
+            tracing::info!(key = %remote.key, code = refusals::name(refusal.code), "refused a peer: {}", refusal.message);
+        }
+    }
+    wire.finish(end).await;
+}
+
+async fn converse(context: &Arc<Context>, remote: Remote, hello: &proto::Hello, wire: &mut Wire) -> End {
+    let negotiated = match version::negotiate(hello.min_version, hello.max_version) {
+        Ok(version) => version,
+        Err(e) => {
+            let remedy = "upgrade the side with the older version";
+            return End::refuse(0, Refusal::new(proto::RefusalCode::Version, e.to_string(), remedy));
+        }
+    };
+    let now = context.now();
+    if let Some(until) = context.live.locked_out_until(remote.address.ip(), now) {
+        return End::refuse(0, refusals::locked_out((until - now).total(jiff::Unit::Second).unwrap_or(60.0) as i64));
+    }
+    let role = hello.role();
+    if role == Role::Unspecified {
+        return End::refuse(0, refusals::malformed("the Hello names no role"));
+    }
+    let welcome = proto::Welcome {
+        version: negotiated,
+        keysets: context.keys.chain_from(hello.keyset_version),
+        now: now.as_millisecond(),
+        software: version::SOFTWARE.into(),
+    };
+    if let Err(end) = wire.send(0, from_controller::Message::Welcome(welcome)).await {
+        return end;
+    }
+    match role {
+        Role::Appliance => appliance::converse(context, remote, wire).await,
+        _ => device::converse(context, remote, wire).await,
+    }
+}
+
+impl Context {
+    /// Counts a failure to prove a secret; whoever fails too often is locked out.
+    pub(super) async fn note_failure(&self, remote: Remote, what: &str) {
+        let now = self.now();
+        let lockout = super::accept::lockout(&super::accept::policy(&self.desired.index()));
+        if !self.live.note_failure(remote.address.ip(), lockout, now) {
+            return;
+        }
+        let event = crate::store::NewEvent {
+            kind: "locked_out",
+            severity: crate::store::Severity::Medium,
+            source: crate::store::Source::Unknown,
+            address: Some(remote.address.ip()),
+            description: format!("{} failed attempts from one address; the last was {what}", lockout.threshold),
+            data: serde_json::Value::Null,
+        };
+        self.record(&event).await;
+    }
+
+    /// Records a security event; that it cannot be recorded stops nothing else.
+    pub(super) async fn record(&self, event: &crate::store::NewEvent) {
+        if let Err(error) = self.store.record_event(event, self.now()).await {
+            tracing::error!(%error, kind = event.kind, "a security event could not be recorded: {}", event.description);
+        }
+    }
+}

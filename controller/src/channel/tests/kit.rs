@@ -1,0 +1,440 @@
+//! A controller's channel on the loopback, with appliances and devices that speak the real protocol.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use horizon_channel::{Channel, ConnectError, ConnectOptions, RequestError, Requests, connect};
+use horizon_controller_core::Index;
+use horizon_model::{
+    ApplianceReport, EntryId, Incarnation, KeyId, PublicKey, Secret, ServerId, SessionId, Ticket,
+};
+use horizon_wire::{
+    Message as _, convert,
+    envelope::{self, Context as Signed},
+    heartbeat,
+    key::SigningKey,
+    keyset::Anchor,
+    proto::{self, KeyUse, Role, from_controller::Message as Said, to_controller::Message as Say},
+    state::{self, Numbered},
+    token::RegistrationToken,
+};
+use jiff::Timestamp;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use crate::{
+    channel::{ChannelOptions, ChannelServer, ChannelSettings, Desired},
+    keys::Keys,
+    live::{Hint, InProcess, Live},
+    metrics::Metrics,
+    store::{
+        Actor, EventFilter, Store, random,
+        tests::kit::{id, puts},
+    },
+};
+
+/// How long anything may take before a test fails.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(super) async fn soon<F: Future>(what: F) -> F::Output {
+    timeout(PATIENCE, what).await.expect("it took too long")
+}
+
+/// The resources in force, as an engine would hold them.
+#[derive(Default)]
+struct Held(Mutex<Arc<Index>>);
+
+impl Held {
+    fn lock(&self) -> MutexGuard<'_, Arc<Index>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Desired for Held {
+    fn index(&self) -> Arc<Index> {
+        self.lock().clone()
+    }
+}
+
+pub(super) struct Controller {
+    _dir: tempfile::TempDir,
+    pub(super) keys: Arc<Keys>,
+    pub(super) store: Store,
+    pub(super) live: Arc<dyn Live>,
+    desired: Arc<Held>,
+    server: ChannelServer,
+}
+
+impl Controller {
+    pub(super) async fn start(toml: &str) -> Self {
+        Self::with(toml, ChannelSettings::default()).await
+    }
+
+    pub(super) async fn with(toml: &str, settings: ChannelSettings) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = Arc::new(Keys::create(&dir.path().join("keys"), Timestamp::now()).unwrap());
+        let path = dir.path().join("horizon.db");
+        let store = Store::open(&path, &keys.envelope, Metrics::default()).await.unwrap();
+        let live: Arc<dyn Live> = Arc::new(InProcess::default());
+        let desired = Arc::new(Held::default());
+        let server = ChannelServer::start(ChannelOptions {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            keys: keys.clone(),
+            store: store.clone(),
+            live: live.clone(),
+            desired: desired.clone(),
+            metrics: Metrics::default(),
+            settings,
+        })
+        .unwrap();
+        let controller = Self { _dir: dir, keys, store, live, desired, server };
+        controller.put(toml).await;
+        controller
+    }
+
+    async fn refresh(&self, servers: Vec<ServerId>) {
+        let index = Arc::new(Index::new(self.store.load_resources().await.unwrap()));
+        let all = index.all(horizon_crds::KindName::Server).iter().map(|s| s.server_id()).collect::<Vec<_>>();
+        *self.desired.lock() = index;
+        for server in all.into_iter().chain(servers) {
+            self.live.publish(Hint::ServerChanged(server));
+        }
+    }
+
+    pub(super) async fn put(&self, toml: &str) {
+        let done = self.store.commit_resources(&puts(toml), &Actor::System("test"), Timestamp::now()).await.unwrap();
+        self.refresh(done.servers).await;
+    }
+
+    pub(super) async fn remove(&self, kind: &str, name: &str) {
+        let change = crate::store::Change::Remove(id(kind, name));
+        let done = self.store.commit_resources(&[change], &Actor::System("test"), Timestamp::now()).await.unwrap();
+        self.refresh(done.servers).await;
+    }
+
+    pub(super) fn address(&self) -> String {
+        self.server.local_addr().unwrap().to_string()
+    }
+
+    pub(super) async fn stop(self) {
+        soon(self.server.stop()).await;
+    }
+
+    pub(super) async fn uid(&self, kind: &str, name: &str) -> Uuid {
+        let id = id(kind, name);
+        self.store.load_resources().await.unwrap().into_iter().find(|s| s.id() == id).unwrap().uid
+    }
+
+    pub(super) async fn token(&self, key: &str) -> RegistrationToken {
+        let uid = self.uid("RegistrationKey", key).await;
+        let secret = self.store.issue_registration_secret(uid, Timestamp::now()).await.unwrap();
+        RegistrationToken {
+            controllers: vec![self.address()],
+            root: self.keys.root_id(),
+            key_name: key.into(),
+            secret,
+        }
+    }
+
+    pub(super) async fn personal(&self, key: &str) -> (KeyId, Secret) {
+        let key = KeyId(self.uid("PersonalKey", key).await);
+        (key, self.store.issue_personal_secret(key, Timestamp::now()).await.unwrap().secret)
+    }
+
+    pub(super) async fn dial(&self, identity: &SigningKey, role: Role) -> Result<Channel, ConnectError> {
+        let anchor = Anchor::Root(self.keys.root_id());
+        let addresses = [self.address()];
+        let hello = proto::Hello { role: role.into(), software: "test/1".into(), ..Default::default() };
+        let options = ConnectOptions {
+            addresses: &addresses,
+            identity,
+            anchor: &anchor,
+            hello,
+            fwmark: None,
+            timeout: PATIENCE,
+        };
+        soon(connect(options)).await
+    }
+
+    /// The kinds of the security events so far.
+    pub(super) async fn events(&self) -> Vec<String> {
+        let events = self.store.list_security_events(&EventFilter::default()).await.unwrap();
+        events.into_iter().map(|event| event.kind).collect()
+    }
+}
+
+pub(super) fn fresh_key() -> SigningKey {
+    SigningKey::from_seed(Secret::new(random()))
+}
+
+/// The refusal that a request led to.
+pub(super) fn refusal<T: std::fmt::Debug>(result: Result<T, RequestError>) -> horizon_wire::refusal::Refusal {
+    match result {
+        Err(RequestError::Refused(refusal)) => refusal,
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+}
+
+/// An appliance that does what it is told and keeps what it must.
+pub(super) struct Appliance {
+    pub(super) key: SigningKey,
+    pub(super) incarnation: Incarnation,
+    pub(super) server: ServerId,
+    pub(super) secret: Secret,
+    pub(super) held: Numbered,
+    pub(super) counter: u64,
+    pub(super) channel: Channel,
+    pub(super) state_key: PublicKey,
+}
+
+pub(super) fn register_message(token: &RegistrationToken) -> Say {
+    Say::Register(proto::Register {
+        key_name: token.key_name.clone(),
+        secret: token.secret.expose().to_vec(),
+        incarnation: vec![1; 16],
+        hostname: "box".into(),
+        version: "0.1.0".into(),
+        capabilities: vec!["vpn".into(), "lan_emulation".into()],
+        factors: hardware(&[("board", "a"), ("cpu", "b"), ("disk/0", "c")]),
+    })
+}
+
+pub(super) fn hardware(values: &[(&str, &str)]) -> Vec<proto::Factor> {
+    let factor = |(name, value): &(&str, &str)| proto::Factor {
+        kind: "hardware_fingerprint".into(),
+        name: (*name).into(),
+        value: (*value).into(),
+    };
+    values.iter().map(factor).collect()
+}
+
+impl Appliance {
+    /// Registers with a token of the key `berlin-1`, and attaches.
+    pub(super) async fn enrol(controller: &Controller) -> Self {
+        let token = controller.token("berlin-1").await;
+        Self::enrol_with(controller, &token).await
+    }
+
+    pub(super) async fn enrol_with(controller: &Controller, token: &RegistrationToken) -> Self {
+        let key = fresh_key();
+        let channel = controller.dial(&key, Role::Appliance).await.unwrap();
+        let Said::Registered(registered) = soon(channel.requests.request(register_message(token))).await.unwrap() else {
+            panic!("not registered");
+        };
+        let mut appliance = Self {
+            key,
+            incarnation: Incarnation(Uuid::new_v4()),
+            server: ServerId::from_slice(&registered.server_id).unwrap(),
+            secret: Secret::from_slice(&registered.verification_secret).unwrap(),
+            held: Numbered::default(),
+            counter: 0,
+            state_key: PublicKey([0; 32]),
+            channel,
+        };
+        appliance.attach().await.unwrap();
+        appliance
+    }
+
+    pub(super) async fn attach(&mut self) -> Result<proto::Attached, RequestError> {
+        let keyset = &self.channel.keyset;
+        self.state_key = keyset.keys.iter().find(|k| k.usage == KeyUse::State).unwrap().key;
+        self.counter = 0;
+        let attach = proto::Attach {
+            server_id: self.server.as_bytes().to_vec(),
+            incarnation: self.incarnation.as_bytes().to_vec(),
+            version: "0.1.0".into(),
+            capabilities: vec!["vpn".into(), "lan_emulation".into()],
+            epoch: self.held.epoch,
+            generation: self.held.generation,
+            digest: if self.held.generation == 0 { Vec::new() } else { self.held.entries.digest().0.to_vec() },
+            addresses: vec!["192.0.2.7:7443".into()],
+        };
+        match soon(self.channel.requests.request(Say::Attach(attach))).await? {
+            Said::Attached(attached) => Ok(attached),
+            other => panic!("expected Attached, got {other:?}"),
+        }
+    }
+
+    /// Connects again and attaches, as after a lost connection.
+    pub(super) async fn reconnect(&mut self, controller: &Controller) -> Result<proto::Attached, RequestError> {
+        self.channel = controller.dial(&self.key, Role::Appliance).await.unwrap();
+        self.attach().await
+    }
+
+    /// The next message that the controller says unasked; `None` when it ended the conversation.
+    pub(super) async fn next(&mut self) -> Option<Said> {
+        soon(self.channel.inbox.recv()).await
+    }
+
+    pub(super) async fn answer(&self, challenge: &proto::Challenge) {
+        let id: [u8; 16] = challenge.id[..].try_into().unwrap();
+        let nonce: [u8; 32] = challenge.nonce[..].try_into().unwrap();
+        let tag = heartbeat::answer(&self.secret, &id, &nonce, self.server, self.incarnation);
+        let response = proto::ChallengeResponse { id: challenge.id.clone(), tag };
+        self.channel.requests.notify(Say::ChallengeResponse(response)).await.unwrap();
+    }
+
+    /// Serves until a state came and was applied and reported. Returns how many bytes its delta had.
+    pub(super) async fn take_state(&mut self) -> usize {
+        loop {
+            match self.next().await.expect("the controller ended the conversation") {
+                Said::Challenge(challenge) => self.answer(&challenge).await,
+                Said::State(envelope) => {
+                    self.apply(&envelope);
+                    self.report(ApplianceReport::default()).await;
+                    return envelope.payload.len();
+                }
+                Said::DialBack(_) => {}
+                other => panic!("unexpected {other:?}"),
+            }
+        }
+    }
+
+    /// Serves until a session is in the state.
+    pub(super) async fn take_session(&mut self) -> SessionId {
+        loop {
+            self.take_state().await;
+            if let Some(id) = self.sessions().first() {
+                return *id;
+            }
+        }
+    }
+
+    /// Serves until no session is in the state.
+    pub(super) async fn lose_session(&mut self) {
+        while !self.sessions().is_empty() {
+            self.take_state().await;
+        }
+    }
+
+    pub(super) fn apply(&mut self, envelope: &proto::Envelope) {
+        let payload = envelope::open(Signed::State, envelope, |key| *key == self.state_key).unwrap();
+        self.held = state::apply(&self.held, self.server, payload).unwrap();
+    }
+
+    /// Reports what is held, with whatever else is given.
+    pub(super) async fn report(&self, extra: ApplianceReport) {
+        let report = ApplianceReport {
+            generation: self.held.generation,
+            digest: Some(self.held.entries.digest()),
+            addresses: vec!["192.0.2.7:7443".parse().unwrap()],
+            ..extra
+        };
+        let message = Say::Report(convert::encode_report(&report));
+        self.channel.requests.notify(message).await.unwrap();
+    }
+
+    pub(super) fn sessions(&self) -> Vec<SessionId> {
+        let (state, problems) = self.held.entries.decode();
+        assert!(problems.is_empty(), "{problems:?}");
+        state.sessions().map(|session| session.id).collect()
+    }
+
+    pub(super) fn beat_message(&mut self, factors: Vec<proto::Factor>) -> proto::Heartbeat {
+        self.counter += 1;
+        let body = proto::HeartbeatBody {
+            server_id: self.server.as_bytes().to_vec(),
+            incarnation: self.incarnation.as_bytes().to_vec(),
+            counter: self.counter,
+            sent: Timestamp::now().as_millisecond(),
+            generation: self.held.generation,
+            factors,
+            ..Default::default()
+        };
+        let payload = body.encode_to_vec();
+        proto::Heartbeat { tag: heartbeat::sign(&self.secret, &payload), payload }
+    }
+
+    /// Beats, and moves the secret on.
+    pub(super) async fn beat(&mut self, factors: Vec<proto::Factor>) {
+        let beat = self.beat_message(factors);
+        let Said::HeartbeatAck(ack) = soon(self.channel.requests.request(Say::Heartbeat(beat))).await.unwrap() else {
+            panic!("no acknowledgement");
+        };
+        assert_eq!(ack.counter, self.counter);
+        self.secret = heartbeat::ratchet(&self.secret, &ack.ratchet_nonce[..].try_into().unwrap());
+    }
+}
+
+/// A device of a user.
+pub(super) struct Device {
+    pub(super) key: SigningKey,
+    pub(super) channel: Channel,
+}
+
+impl Device {
+    pub(super) async fn connect(controller: &Controller) -> Self {
+        let key = fresh_key();
+        let channel = controller.dial(&key, Role::Device).await.unwrap();
+        Self { key, channel }
+    }
+
+    pub(super) async fn enrolled(controller: &Controller, key: &(KeyId, Secret), name: &str) -> Self {
+        let device = Self::connect(controller).await;
+        device.enrol(key, name).await.unwrap();
+        device
+    }
+
+    pub(super) async fn enrol(&self, (key, secret): &(KeyId, Secret), name: &str) -> Result<Said, RequestError> {
+        let message = proto::EnrolDevice {
+            key_id: key.as_bytes().to_vec(),
+            secret: secret.expose().to_vec(),
+            name: name.into(),
+            platform: "linux".into(),
+            os_version: "13".into(),
+            app_version: "0.1.0".into(),
+            hardware_fingerprint: "sha256:00".into(),
+        };
+        soon(self.channel.requests.request(Say::EnrolDevice(message))).await
+    }
+
+    pub(super) fn requests(&self) -> Requests {
+        self.channel.requests.clone()
+    }
+
+    /// Asks for a session on a server, while the appliance serves.
+    pub(super) async fn request(&self, server: &str, take_over: Option<SessionId>) -> Result<Said, RequestError> {
+        ask(self.requests(), server.to_owned(), take_over).await
+    }
+
+    pub(super) fn ticket(&self, said: &Said) -> Ticket {
+        let Said::Ticket(envelope) = said else { panic!("expected a ticket, got {said:?}") };
+        let trusted = |key: &PublicKey| {
+            self.channel.keyset.allows(KeyUse::Ticket, key, Timestamp::now().as_millisecond())
+        };
+        convert::decode_ticket(envelope::open(Signed::Ticket, envelope, trusted).unwrap()).unwrap()
+    }
+
+    /// The next end of a session that the device is told of.
+    pub(super) async fn session_ended(&mut self) -> proto::SessionEnded {
+        match soon(self.channel.inbox.recv()).await.expect("the controller ended the conversation") {
+            Said::SessionEnded(ended) => ended,
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+}
+
+pub(super) async fn ask(
+    requests: Requests,
+    server: String,
+    take_over: Option<SessionId>,
+) -> Result<Said, RequestError> {
+    let take_over = take_over.map(|id| id.as_bytes().to_vec()).unwrap_or_default();
+    soon(requests.request(Say::RequestSession(proto::RequestSession { server, take_over }))).await
+}
+
+/// A session of a device on a server, whose appliance takes it in.
+pub(super) async fn session(device: &Device, appliance: &mut Appliance, server: &str) -> Ticket {
+    let asked = tokio::spawn(ask(device.requests(), server.to_owned(), None));
+    let id = appliance.take_session().await;
+    let ticket = device.ticket(&soon(asked).await.unwrap().unwrap());
+    assert_eq!(ticket.session, id);
+    ticket
+}
+
+
+pub(super) fn entry(id: SessionId) -> EntryId {
+    EntryId::session(id)
+}

@@ -1,0 +1,6 @@
+//! The channel on the loopback.
+
+mod appliances;
+mod devices;
+mod kit;
+mod malformed;

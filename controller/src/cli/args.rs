@@ -1,0 +1,361 @@
+//! The command line: what can be said, and the help that teaches it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use horizon_crds::{DEFAULT_NAMESPACE, IdentityDigest, KindName, Name, TimeSpan};
+
+use crate::config::{Advertised, Settings};
+
+const EXAMPLES: &str = "\
+Getting started:
+  horizon-controller init my-org            make a folder with settings, keys and starter documents
+  horizon-controller run --config my-org/config.toml
+  cd my-org
+  horizon-controller token home             one string to paste on the machine that becomes server 'home'
+  horizon-controller invite ann             one string that user 'ann' pastes into her client
+  horizon-controller get all                what is declared and how it goes
+
+Changing things: edit the files in my-org/resources and save; the running controller follows at once.
+  horizon-controller validate resources     check files without a controller
+  horizon-controller diff resources         see what would change and whom it affects, before it does
+
+Commands that talk to a running controller find its socket through --socket, HORIZON_SOCKET, the settings in --config
+(or ./config.toml), or at ./data/horizon.sock.";
+
+/// Reads what an organisation declares, tells its appliances, and grants its people sessions.
+#[derive(Debug, Parser)]
+#[command(name = "horizon-controller", version, after_help = EXAMPLES, max_term_width = 110)]
+pub struct Cli {
+    /// The file of settings. Unset: ./config.toml, if there is one.
+    #[arg(long, global = true, env = "HORIZON_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a folder with settings, keys and starter documents.
+    Init(InitArgs),
+    /// Run the controller until it is stopped (SIGTERM or Ctrl-C).
+    #[command(
+        after_help = "Every setting can also be written into the file of settings, under its name with '_' for '-'. \
+        Flags go over environment variables, these over the file, and that over the defaults."
+    )]
+    Run(Box<Settings>),
+    /// Show settings.
+    Config {
+        /// What to do.
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Check resource files, without a controller. Every problem is listed; the exit status is 1 if there are any.
+    Validate {
+        /// The directory, or one file.
+        directory: PathBuf,
+    },
+    /// Show what would change if the running controller read this directory, and whom it affects.
+    Diff {
+        /// The directory.
+        directory: PathBuf,
+        /// The form of the answer.
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+        /// Which controller.
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Make a registration token for a server: one string to paste on the machine that becomes it.
+    #[command(
+        after_help = "The token works once, for one machine, within its lifetime. On that machine:\n  \
+        horizon-appliance enroll TOKEN"
+    )]
+    Token {
+        /// The name of the Server.
+        server: Name,
+        /// Its namespace.
+        #[arg(short, long, default_value = DEFAULT_NAMESPACE)]
+        namespace: Name,
+        /// How long the token can be used.
+        #[arg(long, default_value = "24h")]
+        lifetime: TimeSpan,
+        /// Which controller.
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Make a personal key for a user: one string to paste into the client, once on each device.
+    #[command(after_help = "The user enrols each device with:\n  horizon key add")]
+    Invite {
+        /// The name of the User.
+        user: Name,
+        /// Their namespace.
+        #[arg(short, long, default_value = DEFAULT_NAMESPACE)]
+        namespace: Name,
+        /// How long the key can be used. Unset: until it is revoked.
+        #[arg(long)]
+        lifetime: Option<TimeSpan>,
+        /// Which controller.
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// List resources of a kind, or `all`, `sessions`, `devices`, `events`, `audit`.
+    #[command(after_help = GET_EXAMPLES)]
+    Get {
+        /// The kind, its plural or its short name; or one of `all`, `sessions`, `devices`, `events`, `audit`.
+        what: What,
+        /// The name of one resource.
+        name: Option<String>,
+        /// The namespace. Unset: all of them for lists, `default` for one resource.
+        #[arg(short, long)]
+        namespace: Option<Name>,
+        /// The form of the answer.
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+        /// The most entries of sessions, devices, events and audit, the newest first.
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        limit: u32,
+        /// Which controller.
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Tell everything about one resource: what is declared, what is so, and why.
+    Describe {
+        /// The kind, its plural or its short name.
+        kind: Kind,
+        /// The name.
+        name: Name,
+        /// The namespace.
+        #[arg(short, long, default_value = DEFAULT_NAMESPACE)]
+        namespace: Name,
+        /// Which controller.
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Accept the changed identity of a server's appliance.
+    #[command(after_help = "See what changed before: horizon-controller describe server NAME")]
+    Approve {
+        /// The name of the Server.
+        server: Name,
+        /// The digest of the identity to accept, as `describe` shows it. Unset: the one that is pending now.
+        #[arg(long)]
+        digest: Option<IdentityDigest>,
+        /// Why, for the audit trail.
+        #[arg(long, default_value = "")]
+        reason: String,
+        /// Its namespace.
+        #[arg(short, long, default_value = DEFAULT_NAMESPACE)]
+        namespace: Name,
+        /// Which controller.
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Revoke a server, a device or a key, for good.
+    #[command(
+        after_help = "Examples:\n  horizon-controller revoke device 0198f3… --reason 'laptop lost' --compromised\n  \
+        horizon-controller revoke personalkey ann-1 --reason 'left the club'"
+    )]
+    Revoke {
+        /// What it is.
+        kind: Revocable,
+        /// The name; of a device its id.
+        name: Name,
+        /// Why, for the audit trail.
+        #[arg(long)]
+        reason: String,
+        /// It is believed to be in wrong hands.
+        #[arg(long)]
+        compromised: bool,
+        /// Its namespace.
+        #[arg(short, long, default_value = DEFAULT_NAMESPACE)]
+        namespace: Name,
+        /// Which controller.
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Let resources go whose files vanished, when so many vanished at once that the controller asks.
+    ConfirmPrune {
+        /// Which controller.
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Tell how the controller does.
+    Status {
+        /// The form of the answer.
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+        /// Which controller.
+        #[command(flatten)]
+        connection: Connection,
+    },
+}
+
+const GET_EXAMPLES: &str = "\
+Examples:
+  horizon-controller get all
+  horizon-controller get servers -o wide
+  horizon-controller get user ann -o yaml
+  horizon-controller get events --limit 20";
+
+/// What `init` is told.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// The folder; made if it does not exist.
+    pub directory: PathBuf,
+    /// How appliances and clients on other machines reach this one: `HOST` or `HOST:PORT`. Unset: the addresses of this
+    /// machine.
+    #[arg(long, value_name = "ADDRESS", num_args = 1..)]
+    pub advertise: Vec<Advertised>,
+    /// This machine is to be the appliance as well: declare it, and print the steps that enrol it.
+    #[arg(long)]
+    pub with_appliance: bool,
+}
+
+/// The commands about settings.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print the settings in effect, in the form of the file. There are no secrets among them.
+    Print(Box<Settings>),
+}
+
+/// Which controller to talk to.
+#[derive(Debug, Args)]
+pub struct Connection {
+    /// The Unix socket of the controller.
+    #[arg(long, env = "HORIZON_SOCKET", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+}
+
+/// The form of an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Columns for people.
+    #[default]
+    Table,
+    /// More columns for people.
+    Wide,
+    /// JSON.
+    Json,
+    /// YAML.
+    Yaml,
+}
+
+/// A kind, in any of the words for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind(pub KindName);
+
+impl std::str::FromStr for Kind {
+    type Err = horizon_crds::UnknownKind;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        KindName::parse(text).map(Self)
+    }
+}
+
+/// What `get` lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// Every kind.
+    All,
+    /// One kind.
+    Kind(KindName),
+    /// Sessions, live and past.
+    Sessions,
+    /// Enrolled devices.
+    Devices,
+    /// Security events.
+    Events,
+    /// The audit trail.
+    Audit,
+}
+
+impl std::str::FromStr for What {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text.to_lowercase().as_str() {
+            "all" => Self::All,
+            "session" | "sessions" => Self::Sessions,
+            "device" | "devices" => Self::Devices,
+            "event" | "events" => Self::Events,
+            "audit" => Self::Audit,
+            other => Self::Kind(KindName::parse(other).map_err(|error| {
+                format!("{error}; besides kinds there are all, sessions, devices, events and audit")
+            })?),
+        })
+    }
+}
+
+/// What can be revoked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Revocable(pub horizon_crds::TargetKind);
+
+impl std::str::FromStr for Revocable {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        use horizon_crds::TargetKind;
+        if matches!(text.to_lowercase().as_str(), "device" | "devices") {
+            return Ok(Self(TargetKind::Device));
+        }
+        match KindName::parse(text) {
+            Ok(KindName::Server) => Ok(Self(TargetKind::Server)),
+            Ok(KindName::PersonalKey) => Ok(Self(TargetKind::PersonalKey)),
+            Ok(KindName::RegistrationKey) => Ok(Self(TargetKind::RegistrationKey)),
+            Ok(KindName::User) => Err(
+                "a user is not revoked but suspended: write 'suspended = true' into their file, or remove it"
+                    .into(),
+            ),
+            _ => Err("what can be revoked is a server, a device, a personalkey or a registrationkey".into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn commands_are_read() {
+        let cli = Cli::try_parse_from(["x", "get", "srv", "-o", "yaml", "-n", "lab"]).unwrap();
+        let Command::Get { what, output, namespace, name, .. } = cli.command else { panic!("{cli:?}") };
+        assert_eq!((what, output, name), (What::Kind(KindName::Server), Output::Yaml, None));
+        assert_eq!(namespace.as_deref(), Some("lab"));
+
+        let cli = Cli::try_parse_from([
+            "x",
+            "run",
+            "--config",
+            "c.toml",
+            "--advertise",
+            "a:1,b",
+            "--debounce",
+            "9ms",
+        ])
+        .unwrap();
+        assert_eq!(cli.config, Some("c.toml".into()));
+        let Command::Run(settings) = cli.command else { panic!() };
+        assert_eq!(settings.advertise.unwrap().len(), 2);
+
+        let cli =
+            Cli::try_parse_from(["x", "init", "d", "--advertise", "a", "b", "--with-appliance"]).unwrap();
+        let Command::Init(args) = cli.command else { panic!() };
+        assert!(args.with_appliance && args.advertise.len() == 2);
+    }
+
+    #[test]
+    fn mistakes_are_answered_with_what_to_write() {
+        let error = |args: &[&str]| Cli::try_parse_from(args).unwrap_err().to_string();
+        assert!(error(&["x", "get", "severs"]).contains("did you mean"));
+        assert!(error(&["x", "revoke", "user", "ann", "--reason", "r"]).contains("suspended = true"));
+        assert!(error(&["x", "revoke", "server", "home"]).contains("--reason"));
+        assert!(error(&["x", "run", "--prune-limit-percent", "101"]).contains("0..=100"));
+        assert!(error(&["x", "init", "d", "--advertise", "a b"]).contains("write 192.0.2.1"));
+    }
+}

@@ -1,0 +1,9 @@
+//! The settings of a controller: flags over environment variables over the file over defaults.
+
+mod file;
+mod resolve;
+mod settings;
+
+pub use file::{FileError, read_file};
+pub use resolve::{Config, ConfigError, Limits, Timeouts};
+pub use settings::{Advertised, DEFAULT_FILE, LogFormat, Settings, commented_file};

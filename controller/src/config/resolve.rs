@@ -1,0 +1,268 @@
+//! From settings to a configuration in which nothing is missing.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use horizon_crds::TimeSpan;
+use thiserror::Error;
+
+use super::{DEFAULT_FILE, FileError, LogFormat, Settings, read_file};
+
+/// Bounds on what peers may use of a controller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The most control channels at once.
+    pub connections: u32,
+    /// The most handshakes in progress at once.
+    pub handshakes: u32,
+    /// The most messages per second from one peer.
+    pub messages_per_second: u32,
+}
+
+/// How long things of the control channel may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// An appliance's answer to a challenge.
+    pub challenge: Duration,
+    /// An appliance's admission of a session.
+    pub session_grant: Duration,
+    /// A session without any connection.
+    pub session_idle: Duration,
+    /// An appliance's absence before a session on it can be taken over without its word.
+    pub takeover_grace: Duration,
+}
+
+/// All that a controller is told when it starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The directory of the resource files.
+    pub resources: PathBuf,
+    /// The directory of the database and the keys.
+    pub data: PathBuf,
+    /// The Unix socket of the API.
+    pub socket: PathBuf,
+    /// Where appliances and clients connect.
+    pub listen: SocketAddr,
+    /// How they reach it, as `host:port`; empty when the machine's own addresses are to be used.
+    pub advertise: Vec<String>,
+    /// Where metrics and health are served.
+    pub metrics_listen: SocketAddr,
+    /// How log lines are written.
+    pub log_format: LogFormat,
+    /// What is logged.
+    pub log_level: String,
+    /// The largest part of a kind that may vanish at once, in percent.
+    pub prune_limit_percent: u8,
+    /// How long the files must be quiet.
+    pub debounce: Duration,
+    /// How long things of the control channel may take.
+    pub timeouts: Timeouts,
+    /// Bounds on what peers may use.
+    pub limits: Limits,
+}
+
+/// Why no configuration came about.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file is at fault.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A value is outside its range.
+    #[error("the setting {setting} is {value}, which is out of range: write {range}")]
+    OutOfRange {
+        /// Which setting.
+        setting: &'static str,
+        /// What it is.
+        value: String,
+        /// What it may be.
+        range: &'static str,
+    },
+}
+
+impl Config {
+    /// The effective configuration: `given` (flags and environment) over the file over the defaults. The file is `file`, or
+    /// else `config.toml` in the current directory if there is one.
+    pub fn load(file: Option<&Path>, given: Settings) -> Result<Self, ConfigError> {
+        let settings = match file {
+            Some(path) => given.over(read_file(path)?),
+            None if Path::new(DEFAULT_FILE).is_file() => given.over(read_file(Path::new(DEFAULT_FILE))?),
+            None => given,
+        };
+        Self::resolve(settings)
+    }
+
+    /// Fills in the defaults and checks ranges.
+    pub fn resolve(settings: Settings) -> Result<Self, ConfigError> {
+        // An empty path stays as it is, and is refused when it is opened.
+        let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+        let data = absolute(settings.data.unwrap_or_else(|| "data".into()));
+        let listen = settings.listen.unwrap_or(SocketAddr::from(([0; 16], 7440)));
+        let span = |value: Option<TimeSpan>, default| value.map_or(default, Duration::from);
+        let ms = Duration::from_millis;
+        let secs = Duration::from_secs;
+        let config = Self {
+            resources: absolute(settings.resources.unwrap_or_else(|| "resources".into())),
+            socket: settings.socket.map_or_else(|| data.join("horizon.sock"), absolute),
+            data,
+            listen,
+            advertise: settings
+                .advertise
+                .unwrap_or_default()
+                .iter()
+                .map(|a| a.with_port(listen.port()))
+                .collect(),
+            metrics_listen: settings.metrics_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 7441))),
+            log_format: settings.log_format.unwrap_or_default(),
+            log_level: settings.log_level.unwrap_or_else(|| "info".into()),
+            prune_limit_percent: settings.prune_limit_percent.unwrap_or(20),
+            debounce: span(settings.debounce, ms(50)),
+            timeouts: Timeouts {
+                challenge: span(settings.challenge_timeout, secs(10)),
+                session_grant: span(settings.session_grant_timeout, secs(10)),
+                session_idle: span(settings.session_idle_timeout, secs(300)),
+                takeover_grace: span(settings.takeover_grace, secs(90)),
+            },
+            limits: Limits {
+                connections: settings.max_connections.unwrap_or(20_000),
+                handshakes: settings.max_handshakes.unwrap_or(256),
+                messages_per_second: settings.max_messages_per_second.unwrap_or(100),
+            },
+        };
+        let timeouts = config.timeouts;
+        let spans = [
+            ("debounce", config.debounce, ms(1)..=secs(60), "1ms to 1m"),
+            ("challenge_timeout", timeouts.challenge, secs(1)..=secs(120), "1s to 2m"),
+            ("session_grant_timeout", timeouts.session_grant, secs(1)..=secs(120), "1s to 2m"),
+            ("session_idle_timeout", timeouts.session_idle, secs(10)..=secs(86_400), "10s to 24h"),
+            ("takeover_grace", timeouts.takeover_grace, secs(10)..=secs(3600), "10s to 1h"),
+        ];
+        for (setting, value, allowed, range) in spans {
+            if !allowed.contains(&value) {
+                return Err(ConfigError::OutOfRange { setting, value: format!("{value:?}"), range });
+            }
+        }
+        let numbers = [
+            ("prune_limit_percent", u32::from(config.prune_limit_percent), 0..=100, "0 to 100"),
+            ("max_connections", config.limits.connections, 1..=1_000_000, "1 to 1000000"),
+            ("max_handshakes", config.limits.handshakes, 1..=100_000, "1 to 100000"),
+            ("max_messages_per_second", config.limits.messages_per_second, 1..=100_000, "1 to 100000"),
+        ];
+        for (setting, value, allowed, range) in numbers {
+            if !allowed.contains(&value) {
+                return Err(ConfigError::OutOfRange { setting, value: value.to_string(), range });
+            }
+        }
+        if config.advertise.len() > horizon_wire::token::MAX_CONTROLLERS {
+            let value = format!("a list of {}", config.advertise.len());
+            return Err(ConfigError::OutOfRange {
+                setting: "advertise",
+                value,
+                range: "at most 16 addresses",
+            });
+        }
+        Ok(config)
+    }
+
+    /// The settings that give this configuration, for `config print`. No setting is secret: keys are files of their own.
+    pub fn to_toml(&self) -> String {
+        let span = |d: Duration| format!("{}ms", d.as_millis()).parse::<TimeSpan>().ok();
+        let settings = Settings {
+            resources: Some(self.resources.clone()),
+            data: Some(self.data.clone()),
+            socket: Some(self.socket.clone()),
+            listen: Some(self.listen),
+            advertise: Some(self.advertise.iter().filter_map(|a| a.parse().ok()).collect()),
+            metrics_listen: Some(self.metrics_listen),
+            log_format: Some(self.log_format),
+            log_level: Some(self.log_level.clone()),
+            prune_limit_percent: Some(self.prune_limit_percent),
+            debounce: span(self.debounce),
+            challenge_timeout: span(self.timeouts.challenge),
+            session_grant_timeout: span(self.timeouts.session_grant),
+            session_idle_timeout: span(self.timeouts.session_idle),
+            takeover_grace: span(self.timeouts.takeover_grace),
+            max_connections: Some(self.limits.connections),
+            max_handshakes: Some(self.limits.handshakes),
+            max_messages_per_second: Some(self.limits.messages_per_second),
+        };
+        // Strings, numbers and a list: nothing that TOML lacks.
+        toml::to_string(&settings).unwrap_or_default()
+    }
+
+    /// The effective socket of the API for a command that talks to a running controller: the one given, else the file's, else
+    /// that of the folder the command runs in.
+    pub fn socket(file: Option<&Path>, given: Option<PathBuf>) -> Result<PathBuf, ConfigError> {
+        let settings = Settings { socket: given, ..Settings::default() };
+        if settings.socket.is_some() {
+            return Ok(Self::resolve(settings)?.socket);
+        }
+        Ok(Self::load(file, settings)?.socket)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(text: &str) -> Settings {
+        toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn the_defaults_are_those_the_example_shows() {
+        let example: String = super::super::commented_file()
+            .lines()
+            .filter_map(|line| line.strip_prefix("# "))
+            .filter(|line| Settings::NAMES.iter().any(|n| line.starts_with(&format!("{n} = "))))
+            .filter(|line| !line.starts_with("advertise"))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        assert_eq!(
+            Config::resolve(settings(&example)).unwrap(),
+            Config::resolve(Settings::default()).unwrap()
+        );
+    }
+
+    #[test]
+    fn what_is_given_goes_over_the_file_over_the_defaults() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("h.toml");
+        std::fs::write(
+            &file,
+            "takeover_grace = \"50s\"\ndebounce = \"9ms\"\ndata = \"d\"\nadvertise = [\"a.example\"]\n",
+        )
+        .unwrap();
+        let given = settings("takeover_grace = \"70s\"\nlisten = \"127.0.0.1:99\"");
+        let config = Config::load(Some(&file), given).unwrap();
+        assert_eq!(config.timeouts.takeover_grace, Duration::from_secs(70));
+        assert_eq!(config.debounce, Duration::from_millis(9));
+        assert_eq!(config.socket, dir.path().join("d/horizon.sock"));
+        assert_eq!(config.advertise, ["a.example:99"]);
+        assert_eq!(config.prune_limit_percent, 20);
+        assert_eq!(Config::socket(Some(&file), None).unwrap(), dir.path().join("d/horizon.sock"));
+        assert_eq!(Config::socket(Some(&file), Some("/x.sock".into())).unwrap(), Path::new("/x.sock"));
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        for text in [
+            "takeover_grace = \"0s\"",
+            "debounce = \"1h\"",
+            "prune_limit_percent = 101",
+            "max_connections = 0",
+        ] {
+            let error = Config::resolve(settings(text)).unwrap_err().to_string();
+            assert!(error.contains("out of range: write"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_printed_reads_back() {
+        let config =
+            Config::resolve(settings("advertise = [\"2001:db8::1\"]\nlog_format = \"json\"")).unwrap();
+        assert_eq!(Config::resolve(settings(&config.to_toml())).unwrap(), config);
+    }
+}

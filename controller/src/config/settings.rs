@@ -1,0 +1,214 @@
+//! Every setting once: its name, type, environment variable, default and description. The flags, the keys of the file, the
+//! commented example and `config print` all follow from this list.
+
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
+
+use horizon_crds::TimeSpan;
+use serde::{Deserialize, Serialize};
+
+/// The file that is read when none is named, if it exists.
+pub const DEFAULT_FILE: &str = "config.toml";
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+macro_rules! settings {
+    ($(
+        $(#[doc = $doc:literal])+
+        $name:ident: $type:ty = $default:literal, $env:literal $(, $arg:meta)*;
+    )+) => {
+        /// Settings from one origin; `None` where it says nothing.
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::Args)]
+        #[command(next_help_heading = "Settings")]
+        #[serde(deny_unknown_fields)]
+        pub struct Settings {
+            $(
+                $(#[doc = $doc])+
+                #[arg(long, env = $env, hide_env_values = true $(, $arg)*)]
+                #[serde(default, skip_serializing_if = "Option::is_none")]
+                pub $name: Option<$type>,
+            )+
+        }
+
+        impl Settings {
+            /// The names of all settings, as the file spells them.
+            pub const NAMES: &[&str] = &[$(stringify!($name)),+];
+
+            /// These settings, and those of `lower` where these say nothing.
+            #[must_use]
+            pub fn over(self, lower: Self) -> Self {
+                Self { $($name: self.$name.or(lower.$name)),+ }
+            }
+        }
+
+        /// An example of the file, with every setting described and commented out.
+        pub fn commented_file() -> String {
+            let mut text = String::new();
+            $(
+                $(text.push_str(&format!("#{}\n", $doc));)+
+                text.push_str(&format!("# {} = {}\n\n", stringify!($name), $default));
+            )+
+            text
+        }
+    };
+}
+
+settings! {
+    /// The directory of the resource files.
+    resources: PathBuf = r#""resources""#, "HORIZON_RESOURCES";
+    /// The directory of the database and the keys.
+    data: PathBuf = r#""data""#, "HORIZON_DATA";
+    /// The Unix socket of the API; `horizon.sock` in the data directory unless set.
+    socket: PathBuf = r#""data/horizon.sock""#, "HORIZON_SOCKET";
+    /// Where appliances and clients connect (QUIC, UDP).
+    listen: SocketAddr = r#""[::]:7440""#, "HORIZON_LISTEN";
+    /// How appliances and clients on other machines reach this controller: `HOST:PORT` or `HOST`, best first. They are
+    /// written into every token and invitation. Unset: the addresses of this machine.
+    advertise: Vec<Advertised> = r#"["horizon.example.org:7440"]"#, "HORIZON_ADVERTISE", value_delimiter = ',';
+    /// Where metrics and health are served (HTTP, TCP).
+    metrics_listen: SocketAddr = r#""127.0.0.1:7441""#, "HORIZON_METRICS_LISTEN";
+    /// How log lines are written: `text` or `json`.
+    log_format: LogFormat = r#""text""#, "HORIZON_LOG_FORMAT";
+    /// What is logged: a level (`error`, `warn`, `info`, `debug`, `trace`) or directives like `info,horizon_channel=debug`.
+    log_level: String = r#""info""#, "HORIZON_LOG_LEVEL";
+    /// The largest part of the resources of a kind, in percent, that may vanish from the files at once. A larger part waits
+    /// for `confirm-prune`.
+    prune_limit_percent: u8 = "20", "HORIZON_PRUNE_LIMIT_PERCENT", value_parser = clap::value_parser!(u8).range(0..=100);
+    /// How long the resource files must be quiet before a change is read.
+    debounce: TimeSpan = r#""50ms""#, "HORIZON_DEBOUNCE";
+    /// How long an appliance may take to answer a challenge.
+    challenge_timeout: TimeSpan = r#""10s""#, "HORIZON_CHALLENGE_TIMEOUT";
+    /// How long an appliance may take to admit a session before the request fails.
+    session_grant_timeout: TimeSpan = r#""10s""#, "HORIZON_SESSION_GRANT_TIMEOUT";
+    /// How long a session may have neither a connection nor a client on the control channel before it ends.
+    session_idle_timeout: TimeSpan = r#""5m""#, "HORIZON_SESSION_IDLE_TIMEOUT";
+    /// How long an appliance must be gone before a session on it can be taken over without its word.
+    takeover_grace: TimeSpan = r#""90s""#, "HORIZON_TAKEOVER_GRACE";
+    /// The most control channels at once.
+    max_connections: u32 = "20000", "HORIZON_MAX_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..=1_000_000);
+    /// The most handshakes in progress at once; further ones wait for their turn.
+    max_handshakes: u32 = "256", "HORIZON_MAX_HANDSHAKES", value_parser = clap::value_parser!(u32).range(1..=100_000);
+    /// The most messages per second from one appliance or client; twice as many may come at once.
+    max_messages_per_second: u32 = "100", "HORIZON_MAX_MESSAGES_PER_SECOND", value_parser = clap::value_parser!(u32).range(1..=100_000);
+}
+
+/// How others reach the controller: a host name or address, with the port unless it is that of `listen`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Advertised {
+    host: String,
+    port: Option<u16>,
+}
+
+impl Advertised {
+    /// `host:port`, with IPv6 addresses in brackets.
+    pub fn with_port(&self, default: u16) -> String {
+        format!("{}:{}", self.host, self.port.unwrap_or(default))
+    }
+}
+
+impl fmt::Display for Advertised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => write!(f, "{}:{port}", self.host),
+            None => f.write_str(&self.host),
+        }
+    }
+}
+
+impl FromStr for Advertised {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || {
+            format!(
+                "'{text}' is not an address others can reach: write 192.0.2.1, 192.0.2.1:7440, [2001:db8::1]:7440 or \
+                 horizon.example.org:7440"
+            )
+        };
+        let unbracketed = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        if let Ok(address) = unbracketed.unwrap_or(text).parse::<std::net::IpAddr>() {
+            let host = if address.is_ipv6() { format!("[{address}]") } else { address.to_string() };
+            return Ok(Self { host, port: None });
+        }
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            let ip = address.ip();
+            let host = if ip.is_ipv6() { format!("[{ip}]") } else { ip.to_string() };
+            return (address.port() != 0)
+                .then_some(Self { host, port: Some(address.port()) })
+                .ok_or_else(wrong);
+        }
+        let (host, port) = match text.rsplit_once(':') {
+            Some((host, port)) => (host, Some(port.parse::<u16>().map_err(|_| wrong())?)),
+            None => (text, None),
+        };
+        let label = |l: &str| {
+            !l.is_empty() && l.len() <= 63 && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        };
+        let name = host.len() <= 253 && host.split('.').all(label);
+        // What looks like a damaged IPv4 address is no host name.
+        let number = host.rsplit('.').next().is_some_and(|l| l.bytes().all(|b| b.is_ascii_digit()));
+        if !name || number || port == Some(0) {
+            return Err(wrong());
+        }
+        Ok(Self { host: host.to_owned(), port })
+    }
+}
+
+impl TryFrom<String> for Advertised {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Advertised> for String {
+    fn from(address: Advertised) -> Self {
+        address.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commented_example_is_valid_and_complete() {
+        let uncommented: String = commented_file()
+            .lines()
+            .filter_map(|line| line.strip_prefix("# "))
+            .filter(|line| Settings::NAMES.iter().any(|name| line.starts_with(&format!("{name} = "))))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let settings: Settings = toml::from_str(&uncommented).unwrap();
+        let json = serde_json::to_value(&settings).unwrap();
+        assert_eq!(json.as_object().unwrap().len(), Settings::NAMES.len());
+    }
+
+    #[test]
+    fn advertised_addresses_are_checked() {
+        for (text, full) in [
+            ("192.0.2.1", "192.0.2.1:7440"),
+            ("192.0.2.1:99", "192.0.2.1:99"),
+            ("2001:db8::1", "[2001:db8::1]:7440"),
+            ("[2001:db8::1]:99", "[2001:db8::1]:99"),
+            ("host.example.org", "host.example.org:7440"),
+            ("host:99", "host:99"),
+        ] {
+            assert_eq!(text.parse::<Advertised>().unwrap().with_port(7440), full, "{text}");
+            assert_eq!(text.parse::<Advertised>().unwrap().to_string().parse(), text.parse::<Advertised>());
+        }
+        for text in
+            ["", "a b", "host:", "host:0", "192.0.2.1:0", "192.0.2.300", "a..b", ":7440", "host:70000"]
+        {
+            assert!(text.parse::<Advertised>().is_err(), "{text}");
+        }
+    }
+}

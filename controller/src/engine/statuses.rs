@@ -1,0 +1,269 @@
+//! Statuses: which may read differently, when to look, and writing those that do.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
+
+use horizon_controller_core::{
+    Index, Stored,
+    status::{BEHIND_DAMPING, Computed, Facts, Presence, Status, StatusInput, status},
+};
+use horizon_crds::{PersonalKeyPhase, Resource, ResourceId};
+use horizon_model::{KeyId, NetworkId, ServerId};
+use jiff::{SignedDuration, Timestamp};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::{EngineParts, Shared, report::ByResource};
+use crate::{
+    live::Hint,
+    store::{Store, StoreError},
+};
+
+/// How long changes are gathered before statuses are made.
+const GATHER: Duration = Duration::from_millis(100);
+/// The most statuses made in one go; then other work has its turn.
+const BATCH: usize = 128;
+/// When to try again after the store failed.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// What is known of statuses.
+pub(super) struct Statuses {
+    written: HashMap<Uuid, Status>,
+    dirty: BTreeSet<ResourceId>,
+    /// When to work on what is dirty.
+    work_at: Option<Instant>,
+    /// When statuses read differently by themselves.
+    timers: BTreeSet<(Timestamp, ResourceId)>,
+    timer_of: HashMap<ResourceId, Timestamp>,
+    /// Since when servers are behind their state, as far as it was watched.
+    behind: HashMap<ServerId, Timestamp>,
+}
+
+impl Statuses {
+    /// The statuses as they were written last. One that cannot be read is made anew.
+    pub(super) async fn load(store: &Store, index: &Index) -> Result<Self, StoreError> {
+        let mut written = HashMap::new();
+        for (uid, json) in store.statuses().await? {
+            let Some(stored) = index.by_uid(uid) else { continue };
+            match Status::from_json(stored.resource.kind(), json) {
+                Ok(status) => {
+                    written.insert(uid, status);
+                }
+                Err(error) => tracing::warn!(resource = %stored.id(), %error, "a status cannot be read and is made anew"),
+            }
+        }
+        Ok(Self {
+            written,
+            dirty: BTreeSet::new(),
+            work_at: None,
+            timers: BTreeSet::new(),
+            timer_of: HashMap::new(),
+            behind: HashMap::new(),
+        })
+    }
+
+    /// These may read differently.
+    pub(super) fn mark(&mut self, ids: impl IntoIterator<Item = ResourceId>) {
+        self.dirty.extend(ids);
+        if !self.dirty.is_empty() && self.work_at.is_none() {
+            self.work_at = Some(Instant::now() + GATHER);
+        }
+    }
+
+    /// All may read differently.
+    pub(super) fn mark_all(&mut self, index: &Index) {
+        self.mark(index.iter().map(|stored| stored.id()));
+    }
+
+    /// A server is to be told something: whether it is behind shows after a while.
+    pub(super) fn watch_server(&mut self, server: ServerId, id: Option<ResourceId>) {
+        let now = Timestamp::now();
+        self.behind.entry(server).or_insert(now);
+        if let Some(id) = id {
+            let margin = SignedDuration::from_secs(1);
+            self.set_timer(id, now.saturating_add(BEHIND_DAMPING + margin).unwrap_or(Timestamp::MAX));
+        }
+    }
+
+    /// A server applied a state: one that was said to be behind may not be any more.
+    pub(super) fn server_applied(&mut self, server: ServerId, id: Option<ResourceId>) {
+        use horizon_crds::{ConditionStatus, ConditionType};
+        let up_to_date = self.written.get(&server.0).and_then(|status| status.condition(ConditionType::UpToDate));
+        self.behind.remove(&server);
+        if up_to_date.is_none_or(|condition| condition.status != ConditionStatus::True) {
+            self.mark(id);
+        }
+    }
+
+    /// A resource is gone.
+    pub(super) fn forget(&mut self, uid: Uuid, id: &ResourceId) {
+        self.written.remove(&uid);
+        self.behind.remove(&ServerId(uid));
+        self.dirty.remove(id);
+        if let Some(at) = self.timer_of.remove(id) {
+            self.timers.remove(&(at, id.clone()));
+        }
+    }
+
+    /// Looks at a resource at a time, or earlier if that was set before.
+    fn set_timer(&mut self, id: ResourceId, at: Timestamp) {
+        if let Some(earlier) = self.timer_of.get(&id) {
+            if *earlier <= at {
+                return;
+            }
+            self.timers.remove(&(*earlier, id.clone()));
+        }
+        self.timer_of.insert(id.clone(), at);
+        self.timers.insert((at, id));
+    }
+
+    /// When there is something to do.
+    pub(super) fn next_wake(&self) -> Option<Instant> {
+        let timer = self.timers.first().map(|(at, _)| {
+            let wait = at.duration_since(Timestamp::now());
+            Instant::now() + Duration::try_from(wait).unwrap_or_default()
+        });
+        [self.work_at, timer].into_iter().flatten().min()
+    }
+
+    /// Makes and writes what is due, a batch at most.
+    pub(super) async fn work(&mut self, parts: &EngineParts, shared: &Shared, problems: &ByResource) {
+        let now = Timestamp::now();
+        while let Some((at, _)) = self.timers.first()
+            && *at <= now
+            && let Some((_, id)) = self.timers.pop_first()
+        {
+            self.timer_of.remove(&id);
+            self.mark([id]);
+            self.work_at = Some(Instant::now());
+        }
+        if self.work_at.is_none_or(|at| at > Instant::now()) {
+            return;
+        }
+        self.batch(parts, shared, problems, now).await;
+        if self.dirty.is_empty() {
+            self.work_at = None;
+        }
+    }
+
+    /// Makes and writes everything that is dirty, before the end.
+    pub(super) async fn flush_all(&mut self, parts: &EngineParts, shared: &Shared, problems: &ByResource) {
+        while !self.dirty.is_empty() {
+            let before = self.dirty.len();
+            self.batch(parts, shared, problems, Timestamp::now()).await;
+            if self.dirty.len() >= before {
+                return;
+            }
+        }
+    }
+
+    async fn batch(&mut self, parts: &EngineParts, shared: &Shared, problems: &ByResource, now: Timestamp) {
+        let index = shared.index.borrow().clone();
+        let batch: Vec<_> = self.dirty.iter().take(BATCH).cloned().collect();
+        let mut written = Vec::new();
+        for id in &batch {
+            let Some(stored) = index.by_id(id) else { continue };
+            match self.compute(parts, &index, stored, problems.get(id), now).await {
+                Ok(computed) => {
+                    if let Some(at) = computed.again_at {
+                        self.set_timer(id.clone(), at);
+                    }
+                    written.extend(computed.write.map(|status| (stored.uid, status)));
+                }
+                Err(error) => return self.failed(&error),
+            }
+        }
+        if !written.is_empty() {
+            let rows: Vec<_> = written.iter().map(|(uid, status)| (*uid, status.to_json())).collect();
+            if let Err(error) = parts.store.put_statuses(&rows, now).await {
+                return self.failed(&error);
+            }
+        }
+        for id in &batch {
+            self.dirty.remove(id);
+        }
+        let ended = written.iter().filter(|(uid, status)| self.key_ended(*uid, status)).map(|(uid, _)| *uid);
+        let ended: Vec<_> = ended.collect();
+        self.written.extend(written);
+        for key in ended {
+            tell_owner(parts, &index, key).await;
+        }
+    }
+
+    fn failed(&mut self, error: &StoreError) {
+        tracing::error!(%error, "statuses could not be made; trying again");
+        self.work_at = Some(Instant::now() + RETRY);
+    }
+
+    /// Whether a personal key stopped working by this status.
+    fn key_ended(&self, uid: Uuid, next: &Status) -> bool {
+        let works = |status: &Status| match status {
+            Status::PersonalKey(key) => !matches!(
+                key.phase,
+                Some(PersonalKeyPhase::Expired | PersonalKeyPhase::Deactivated | PersonalKeyPhase::Compromised)
+            ),
+            _ => true,
+        };
+        !works(next) && self.written.get(&uid).is_none_or(works)
+    }
+
+    async fn compute(
+        &mut self,
+        parts: &EngineParts,
+        index: &Index,
+        stored: &Stored,
+        problems: Option<&Vec<horizon_crds::Problem>>,
+        now: Timestamp,
+    ) -> Result<Computed, StoreError> {
+        let facts = self.facts(parts, stored, now).await?;
+        let problems: Vec<_> = problems.into_iter().flatten().collect();
+        let before = self.written.get(&stored.uid);
+        Ok(status(StatusInput { index, stored, facts: &facts, problems: &problems, before, now }))
+    }
+
+    async fn facts(
+        &mut self,
+        parts: &EngineParts,
+        stored: &Stored,
+        now: Timestamp,
+    ) -> Result<Facts, StoreError> {
+        let store = &parts.store;
+        Ok(match &*stored.resource {
+            Resource::Server(_) => {
+                let server = stored.server_id();
+                let mut facts = store.server_facts(server).await?;
+                let presence = parts.live.presence(server);
+                facts.presence = presence.map(|p| Presence { connected: p.online, since: p.since });
+                if facts.applied_generation >= facts.state_generation {
+                    self.behind.remove(&server);
+                } else {
+                    facts.behind_since = Some(*self.behind.entry(server).or_insert(now));
+                }
+                Facts::Server(Box::new(facts))
+            }
+            Resource::RegistrationKey(_) => Facts::RegistrationKey(store.registration_key_facts(stored.uid).await?),
+            Resource::User(_) => Facts::User(store.user_facts(stored.uid).await?),
+            Resource::PersonalKey(_) => Facts::PersonalKey(store.personal_key_facts(stored.uid).await?),
+            Resource::AccessPolicy(_) => Facts::None,
+            Resource::VirtualNetwork(_) => {
+                let number = stored.number.unwrap_or(NetworkId::ACCESS);
+                Facts::VirtualNetwork { addresses_in_use: store.addresses_in_use(number).await? }
+            }
+            Resource::SecurityPolicy(_) => Facts::SecurityPolicy { locked_out: 0 },
+            Resource::Approval(_) => Facts::Approval(store.decision_facts(stored.uid).await?),
+            Resource::Revocation(_) => Facts::Revocation(store.decision_facts(stored.uid).await?),
+        })
+    }
+}
+
+/// A key stopped working: the sessions of its owner are looked at again.
+async fn tell_owner(parts: &EngineParts, index: &Index, key: Uuid) {
+    let Some(Resource::PersonalKey(document)) = index.by_uid(key).map(|stored| &*stored.resource) else { return };
+    let Some((user, _)) = index.user(&document.metadata.namespace, &document.spec.user_ref) else { return };
+    match parts.store.servers_with_sessions(&[user.uid], &[]).await {
+        Ok(servers) => servers.into_iter().for_each(|server| parts.live.publish(Hint::ServerChanged(server))),
+        Err(error) => tracing::error!(%error, key = %KeyId(key), "the sessions of an ended key could not be found"),
+    }
+}

@@ -1,0 +1,234 @@
+//! The organisation's keys: a directory of files that only the controller's user may read.
+//!
+//! `envelope.key` opens what is sealed in the database. `root-N.key`, `tls-N.key`, `state-N.key` and `ticket-N.key` are
+//! Ed25519 seeds, N being the version of the KeySet that brought them in. `keysets.bin` is the chain of signed KeySets, each
+//! as a frame of the control protocol: a rotation appends one. Every private key is a line of base32.
+
+mod files;
+
+use std::{io, path::{Path, PathBuf}};
+
+use horizon_model::{PublicKey, RootId, Secret};
+use horizon_wire::{
+    frame,
+    key::{self, SigningKey},
+    keyset::{self, Anchor, KeySet, KeySetError, KeySetKey},
+    proto::{KeyUse, SignedKeySet},
+};
+use jiff::{SignedDuration, Timestamp};
+use thiserror::Error;
+
+use crate::store::EnvelopeKey;
+
+/// How long the keys of a KeySet are valid.
+const VALIDITY: SignedDuration = SignedDuration::from_hours(10 * 365 * 24);
+/// How much earlier than now they start to be, for machines whose clocks are slow.
+const LENIENCE: SignedDuration = SignedDuration::from_hours(24);
+/// The largest chain file.
+const MAX_CHAIN_BYTES: usize = 4 * 1024 * 1024;
+
+const CHAIN: &str = "keysets.bin";
+const ENVELOPE: &str = "envelope";
+const ROOT: &str = "root";
+const USES: [(KeyUse, &str); 3] = [(KeyUse::Tls, "tls"), (KeyUse::State, "state"), (KeyUse::Ticket, "ticket")];
+
+/// Why the keys cannot be used.
+#[derive(Debug, Error)]
+pub enum KeysError {
+    /// There are keys already.
+    #[error("{0} already holds an organisation's keys; they are not overwritten")]
+    Exists(PathBuf),
+    /// There are none.
+    #[error("{0} holds no keys: run `horizon-controller init` first")]
+    Missing(PathBuf),
+    /// A file cannot be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Others than the owner may read it.
+    #[error("{0} can be read by others than its owner: run `chmod 600` on it")]
+    Open(PathBuf),
+    /// It has another content than it should.
+    #[error("{0} is damaged: restore it from a backup")]
+    Damaged(PathBuf),
+    /// The chain of KeySets does not hold.
+    #[error("the chain of KeySets does not hold: {0}; restore it from a backup")]
+    Chain(#[from] KeySetError),
+    /// A private key of the newest KeySet is not there.
+    #[error("no file {use_name}-*.key in {path} is the key of KeySet {version}: restore it from a backup")]
+    NoKey {
+        /// The directory.
+        path: PathBuf,
+        /// For what the key is.
+        use_name: &'static str,
+        /// The KeySet that lists it.
+        version: u64,
+    },
+}
+
+/// The organisation's keys, loaded.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    /// Opens what is sealed in the database.
+    pub envelope: EnvelopeKey,
+    /// Signs KeySets.
+    pub root: SigningKey,
+    /// Proves in TLS who the controller is.
+    pub tls: SigningKey,
+    /// Signs the states of appliances.
+    pub state: SigningKey,
+    /// Signs tickets.
+    pub ticket: SigningKey,
+    /// The newest KeySet.
+    pub keyset: KeySet,
+    /// All KeySets, from version 1.
+    pub chain: Vec<SignedKeySet>,
+}
+
+impl Keys {
+    /// Makes the keys of a new organisation in `directory`, which is made if it is not there. Existing keys are never
+    /// overwritten; an attempt that broke off is taken up again.
+    pub fn create(directory: &Path, now: Timestamp) -> Result<Self, KeysError> {
+        files::make_directory(directory)?;
+        if directory.join(CHAIN).exists() {
+            return Err(KeysError::Exists(directory.to_owned()));
+        }
+        // The chain is written last: without it there is no organisation yet, and nothing has seen the other keys.
+        files::write_key(directory, ENVELOPE, &fresh())?;
+        let root = SigningKey::from_seed(fresh());
+        files::write_key(directory, &numbered(ROOT, 1), root.seed())?;
+        let mut keys = Vec::new();
+        for (usage, name) in USES {
+            let made = SigningKey::from_seed(fresh());
+            files::write_key(directory, &numbered(name, 1), made.seed())?;
+            let not_before = (now - LENIENCE).as_millisecond();
+            let not_after = (now + VALIDITY).as_millisecond();
+            keys.push(KeySetKey { usage, key: made.public(), not_before, not_after });
+        }
+        let keyset = KeySet { version: 1, root: root.public(), keys, issued: now.as_millisecond() };
+        let signed = keyset.sign(&root, None);
+        files::write(&directory.join(CHAIN), &frame::encode(&signed))?;
+        Self::open(directory, now)
+    }
+
+    /// Loads the keys of `directory` and checks that they belong together.
+    pub fn open(directory: &Path, now: Timestamp) -> Result<Self, KeysError> {
+        let path = directory.join(CHAIN);
+        if !path.exists() {
+            return Err(KeysError::Missing(directory.to_owned()));
+        }
+        let bytes = files::read(&path, MAX_CHAIN_BYTES)?;
+        let mut decoder = frame::Decoder::new(MAX_CHAIN_BYTES);
+        decoder.push(&bytes);
+        let mut chain: Vec<SignedKeySet> = Vec::new();
+        let mut length = 0;
+        while let Some(next) = decoder.poll().map_err(|_| KeysError::Damaged(path.clone()))? {
+            length += frame::encode(&next).len();
+            chain.push(next);
+        }
+        if length != bytes.len() {
+            return Err(KeysError::Damaged(path));
+        }
+        let first = chain.first().ok_or_else(|| KeysError::Damaged(path.clone()))?;
+        let anchor = Anchor::Root(key::root_id(&keyset::read(first)?.root));
+        let keyset = keyset::walk(&anchor, &chain)?;
+        let find = |name: &'static str, wanted: &dyn Fn(&PublicKey) -> bool| {
+            files::find_key(directory, name, wanted)?.ok_or(KeysError::NoKey {
+                path: directory.to_owned(),
+                use_name: name,
+                version: keyset.version,
+            })
+        };
+        let of = |usage: KeyUse, name| find(name, &|key| keyset.allows(usage, key, now.as_millisecond()));
+        Ok(Self {
+            envelope: EnvelopeKey(files::read_key(&directory.join(format!("{ENVELOPE}.key")))?),
+            root: find(ROOT, &|key| *key == keyset.root)?,
+            tls: of(KeyUse::Tls, "tls")?,
+            state: of(KeyUse::State, "state")?,
+            ticket: of(KeyUse::Ticket, "ticket")?,
+            keyset,
+            chain,
+        })
+    }
+
+    /// What tokens and personal keys pin.
+    pub fn root_id(&self) -> RootId {
+        key::root_id(&self.keyset.root)
+    }
+
+    /// The KeySets that a peer needs that holds version `held`; 0 for none. The one it holds is the first of them.
+    pub fn chain_from(&self, held: u64) -> Vec<SignedKeySet> {
+        let skip = usize::try_from(held.saturating_sub(1)).unwrap_or(usize::MAX);
+        self.chain.get(skip..).filter(|rest| !rest.is_empty()).unwrap_or(&self.chain).to_vec()
+    }
+}
+
+fn numbered(name: &str, version: u64) -> String {
+    format!("{name}-{version}")
+}
+
+fn fresh() -> Secret {
+    let mut seed = zeroize::Zeroizing::new([0; 32]);
+    aws_lc_rs::rand::fill(&mut *seed).expect("the operating system gives random bytes");
+    Secret::new(*seed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn keys_are_made_once_and_return() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        let now = Timestamp::now();
+        assert!(matches!(Keys::open(&path, now), Err(KeysError::Missing(_))));
+        let made = Keys::create(&path, now).unwrap();
+        let read = Keys::open(&path, now).unwrap();
+        assert_eq!((made.root_id(), made.tls.public()), (read.root_id(), read.tls.public()));
+        assert_eq!(read.keyset.version, 1);
+        assert!(read.keyset.allows(KeyUse::State, &read.state.public(), now.as_millisecond()));
+        assert!(matches!(Keys::create(&path, now), Err(KeysError::Exists(_))));
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        for entry in std::fs::read_dir(&path).unwrap() {
+            let entry = entry.unwrap();
+            assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", entry.path());
+        }
+    }
+
+    #[test]
+    fn what_was_altered_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let now = Timestamp::now();
+        Keys::create(dir.path(), now).unwrap();
+        let tls = dir.path().join("tls-1.key");
+        std::fs::set_permissions(&tls, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(matches!(Keys::open(dir.path(), now), Err(KeysError::Open(_))));
+        std::fs::remove_file(&tls).unwrap();
+        assert!(matches!(Keys::open(dir.path(), now), Err(KeysError::NoKey { use_name: "tls", .. })));
+        let chain = dir.path().join(CHAIN);
+        let mut bytes = std::fs::read(&chain).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        std::fs::write(&chain, &bytes).unwrap();
+        assert!(matches!(Keys::open(dir.path(), now), Err(KeysError::Chain(_))));
+        std::fs::write(&chain, &bytes[..last]).unwrap();
+        assert!(matches!(Keys::open(dir.path(), now), Err(KeysError::Damaged(_))));
+    }
+
+    #[test]
+    fn peers_get_the_chain_from_what_they_hold() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = Keys::create(dir.path(), Timestamp::now()).unwrap();
+        for held in [0, 1, 7, u64::MAX] {
+            assert_eq!(keys.chain_from(held).len(), 1, "{held}");
+        }
+        assert!(keyset::walk(&Anchor::Root(keys.root_id()), &keys.chain_from(0)).is_ok());
+    }
+}

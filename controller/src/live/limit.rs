@@ -1,0 +1,61 @@
+//! Rate limits: so many in a window of time, by the generic cell rate algorithm, which needs one time per counter.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+/// So many in a window of time. All may come at once; the right to more grows back evenly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    count: u32,
+    window: Duration,
+}
+
+impl Limit {
+    /// `count` in `window`, each at least one of its unit.
+    pub fn new(count: u32, window: Duration) -> Self {
+        Self { count: count.max(1), window: window.max(Duration::from_millis(1)) }
+    }
+
+    /// `count` in a minute.
+    pub fn per_minute(count: u32) -> Self {
+        Self::new(count, Duration::from_secs(60))
+    }
+
+    /// The counter after one more at `now`: the time until which the right is used up. `None` when it is beyond the limit.
+    pub(crate) fn count(self, used_until: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
+        let now = now.as_microsecond();
+        let window = i64::try_from(self.window.as_micros()).unwrap_or(i64::MAX / 4);
+        let step = (window / i64::from(self.count)).max(1);
+        let next = used_until.map_or(now, |t| t.as_microsecond().max(now)) + step;
+        let within = next - now <= window.max(step);
+        within.then(|| Timestamp::from_microsecond(next).unwrap_or(Timestamp::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_000_000 + seconds).unwrap()
+    }
+
+    #[test]
+    fn a_burst_is_allowed_and_then_grows_back() {
+        let limit = Limit::per_minute(3);
+        let mut used = None;
+        let mut allowed = |now| {
+            let next = limit.count(used, now);
+            used = next.or(used);
+            next.is_some()
+        };
+        assert!(allowed(at(0)) && allowed(at(0)) && allowed(at(0)));
+        assert!(!allowed(at(0)));
+        assert!(!allowed(at(19)));
+        assert!(allowed(at(20)));
+        assert!(!allowed(at(21)));
+        assert!(allowed(at(1000)) && allowed(at(1000)) && allowed(at(1000)));
+        assert!(!allowed(at(1000)));
+    }
+}

@@ -1,0 +1,225 @@
+//! The live layer of a single controller: maps in its memory.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use horizon_model::{DeviceId, Incarnation, ServerId};
+use jiff::Timestamp;
+use tokio::sync::broadcast;
+
+use super::{Counted, HINT_QUEUE, Hint, Limit, Live, Lockout, Presence, party};
+
+/// How many counters are kept; beyond it those that are used up no more are forgotten, then the rest.
+const MAX_COUNTERS: usize = 100_000;
+
+/// What an address did wrong.
+struct Failures {
+    count: u32,
+    window_ends: Timestamp,
+    locked_until: Option<Timestamp>,
+}
+
+/// The live layer in this process alone.
+pub struct InProcess {
+    servers: Mutex<HashMap<ServerId, Presence>>,
+    devices: Mutex<HashMap<DeviceId, usize>>,
+    counters: Mutex<HashMap<Counted, Timestamp>>,
+    failures: Mutex<HashMap<IpAddr, Failures>>,
+    hints: broadcast::Sender<Hint>,
+}
+
+impl Default for InProcess {
+    fn default() -> Self {
+        Self {
+            servers: Mutex::default(),
+            devices: Mutex::default(),
+            counters: Mutex::default(),
+            failures: Mutex::default(),
+            hints: broadcast::channel(HINT_QUEUE).0,
+        }
+    }
+}
+
+/// The maps stay consistent whatever thread panics: each change is one insertion or removal.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Live for InProcess {
+    fn server_online(&self, server: ServerId, incarnation: Incarnation, now: Timestamp) {
+        lock(&self.servers).insert(server, Presence { online: true, since: now, last_seen: now, incarnation });
+    }
+
+    fn server_seen(&self, server: ServerId, now: Timestamp) {
+        if let Some(presence) = lock(&self.servers).get_mut(&server) {
+            presence.last_seen = now;
+        }
+    }
+
+    fn server_offline(&self, server: ServerId, incarnation: Incarnation, now: Timestamp) {
+        if let Some(presence) = lock(&self.servers).get_mut(&server)
+            && presence.incarnation == incarnation
+            && presence.online
+        {
+            presence.online = false;
+            presence.since = now;
+        }
+    }
+
+    fn presence(&self, server: ServerId) -> Option<Presence> {
+        lock(&self.servers).get(&server).copied()
+    }
+
+    fn online_servers(&self) -> usize {
+        lock(&self.servers).values().filter(|p| p.online).count()
+    }
+
+    fn device_online(&self, device: DeviceId, online: bool) {
+        let mut devices = lock(&self.devices);
+        if online {
+            *devices.entry(device).or_default() += 1;
+        } else if let Some(channels) = devices.get_mut(&device) {
+            *channels -= 1;
+            if *channels == 0 {
+                devices.remove(&device);
+            }
+        }
+    }
+
+    fn is_device_online(&self, device: DeviceId) -> bool {
+        lock(&self.devices).contains_key(&device)
+    }
+
+    fn publish(&self, hint: Hint) {
+        // Without listeners there is nobody to tell.
+        let _ = self.hints.send(hint);
+    }
+
+    fn subscribe(&self) -> broadcast::Receiver<Hint> {
+        self.hints.subscribe()
+    }
+
+    fn allow(&self, what: Counted, limit: Limit, now: Timestamp) -> bool {
+        let what = what.per_party();
+        let mut counters = lock(&self.counters);
+        let Some(next) = limit.count(counters.get(&what).copied(), now) else { return false };
+        if counters.len() >= MAX_COUNTERS && !counters.contains_key(&what) {
+            counters.retain(|_, until| *until > now);
+            if counters.len() >= MAX_COUNTERS {
+                counters.clear();
+            }
+        }
+        counters.insert(what, next);
+        true
+    }
+
+    fn note_failure(&self, from: IpAddr, lockout: Lockout, now: Timestamp) -> bool {
+        let mut failures = lock(&self.failures);
+        if failures.len() >= MAX_COUNTERS {
+            failures.retain(|_, f| f.locked_until.is_some_and(|until| until > now) || f.window_ends > now);
+            if failures.len() >= MAX_COUNTERS {
+                failures.clear();
+            }
+        }
+        let entry = failures.entry(party(from)).or_insert(Failures { count: 0, window_ends: now, locked_until: None });
+        if entry.window_ends <= now {
+            entry.count = 0;
+            entry.window_ends = later(now, lockout.window);
+        }
+        entry.count += 1;
+        if entry.count < lockout.threshold {
+            return false;
+        }
+        entry.count = 0;
+        entry.locked_until = Some(later(now, lockout.duration));
+        true
+    }
+
+    fn locked_out_until(&self, from: IpAddr, now: Timestamp) -> Option<Timestamp> {
+        lock(&self.failures).get(&party(from))?.locked_until.filter(|until| *until > now)
+    }
+
+    fn locked_out(&self, now: Timestamp) -> usize {
+        lock(&self.failures).values().filter(|f| f.locked_until.is_some_and(|until| until > now)).count()
+    }
+}
+
+fn later(now: Timestamp, by: Duration) -> Timestamp {
+    now.checked_add(by).unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn only_the_incarnation_that_is_online_goes_offline() {
+        let live = InProcess::default();
+        let server = ServerId(Uuid::from_u128(1));
+        let (first, second) = (Incarnation(Uuid::from_u128(1)), Incarnation(Uuid::from_u128(2)));
+        assert_eq!(live.presence(server), None);
+        live.server_online(server, first, at(1));
+        live.server_online(server, second, at(2));
+        live.server_offline(server, first, at(3));
+        assert!(live.presence(server).unwrap().online);
+        live.server_seen(server, at(4));
+        live.server_offline(server, second, at(5));
+        let presence = live.presence(server).unwrap();
+        assert_eq!((presence.online, presence.since, presence.last_seen), (false, at(5), at(4)));
+        assert_eq!(live.online_servers(), 0);
+    }
+
+    #[test]
+    fn addresses_are_limited_per_party() {
+        let live = InProcess::default();
+        let limit = Limit::per_minute(1);
+        let from = |text: &str| Counted::Handshake(text.parse().unwrap());
+        assert!(live.allow(from("192.0.2.1"), limit, at(0)));
+        assert!(live.allow(from("192.0.2.2"), limit, at(0)));
+        assert!(!live.allow(from("192.0.2.1"), limit, at(0)));
+        assert!(!live.allow(from("::ffff:192.0.2.1"), limit, at(0)));
+        assert!(live.allow(from("2001:db8::1"), limit, at(0)));
+        assert!(!live.allow(from("2001:db8::2"), limit, at(0)));
+        assert!(live.allow(from("2001:db8:0:1::2"), limit, at(0)));
+        assert!(live.allow(Counted::Enrolment("192.0.2.1".parse().unwrap()), limit, at(0)));
+    }
+
+    #[test]
+    fn failures_lock_out_for_a_while() {
+        let live = InProcess::default();
+        let lockout =
+            Lockout { threshold: 3, window: Duration::from_secs(10), duration: Duration::from_secs(60) };
+        let address = "192.0.2.1".parse().unwrap();
+        assert!(!live.note_failure(address, lockout, at(0)));
+        assert!(!live.note_failure(address, lockout, at(1)));
+        // The window is over: counting starts again.
+        assert!(!live.note_failure(address, lockout, at(11)));
+        assert!(!live.note_failure(address, lockout, at(12)));
+        assert!(live.note_failure(address, lockout, at(13)));
+        assert_eq!(live.locked_out_until(address, at(13)), Some(at(73)));
+        assert_eq!((live.locked_out(at(72)), live.locked_out(at(73))), (1, 0));
+        assert_eq!(live.locked_out_until(address, at(73)), None);
+    }
+
+    #[test]
+    fn devices_may_have_several_channels() {
+        let live = InProcess::default();
+        let device = DeviceId(Uuid::from_u128(1));
+        live.device_online(device, true);
+        live.device_online(device, true);
+        live.device_online(device, false);
+        assert!(live.is_device_online(device));
+        live.device_online(device, false);
+        assert!(!live.is_device_online(device));
+    }
+}

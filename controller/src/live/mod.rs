@@ -1,0 +1,137 @@
+//! The live layer: what changes by the second and is lost without harm. Who is online, hints that something changed, and
+//! counters that limit rates. Hints carry no content and may be lost: whoever gets one looks at the store.
+
+mod limit;
+mod memory;
+
+pub use limit::Limit;
+pub use memory::InProcess;
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use horizon_model::{DeviceId, Incarnation, ServerId, SessionId};
+use jiff::Timestamp;
+use tokio::sync::broadcast;
+use uuid::Uuid;
+
+/// How many hints wait for a slow listener before the oldest are dropped; it then looks at everything.
+pub const HINT_QUEUE: usize = 4096;
+
+/// Something changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// What is asked of a server may have changed: its resources, policies, or sessions.
+    ServerChanged(ServerId),
+    /// What is known about a resource changed, so its status may have.
+    StatusDirty(Uuid),
+    /// A session ended.
+    SessionEnded {
+        /// Which.
+        session: SessionId,
+        /// Its device, which is told.
+        device: DeviceId,
+        /// Why.
+        reason: Arc<str>,
+    },
+    /// A server's appliance reported a state.
+    StateApplied {
+        /// Which server.
+        server: ServerId,
+        /// The generation it applied.
+        generation: u64,
+    },
+}
+
+/// Whether a server's appliance is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Presence {
+    /// Whether its channel is up.
+    pub online: bool,
+    /// Since when it is or is not.
+    pub since: Timestamp,
+    /// When something last came from it.
+    pub last_seen: Timestamp,
+    /// The start of the appliance's process.
+    pub incarnation: Incarnation,
+}
+
+impl From<Presence> for horizon_controller_core::status::Presence {
+    fn from(presence: Presence) -> Self {
+        Self { connected: presence.online, since: presence.since }
+    }
+}
+
+/// What is counted against a limit.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Counted {
+    /// Connections from an address.
+    Handshake(IpAddr),
+    /// Registrations from an address.
+    Registration(IpAddr),
+    /// Enrolments of devices from an address.
+    Enrolment(IpAddr),
+}
+
+impl Counted {
+    /// The same, with the address reduced to what one party holds: an IPv4 address, or the /64 of an IPv6 one.
+    #[must_use]
+    fn per_party(self) -> Self {
+        match self {
+            Self::Handshake(a) => Self::Handshake(party(a)),
+            Self::Registration(a) => Self::Registration(party(a)),
+            Self::Enrolment(a) => Self::Enrolment(party(a)),
+        }
+    }
+}
+
+/// An address reduced to what one party holds.
+fn party(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(four) => IpAddr::V4(four),
+        IpAddr::V6(six) => {
+            const LOWER_HALF: u128 = u64::MAX as u128;
+            IpAddr::V6((u128::from(six) & !LOWER_HALF).into())
+        }
+    }
+}
+
+/// When failures to prove a secret lock an address out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lockout {
+    /// How many failures.
+    pub threshold: u32,
+    /// Within which time.
+    pub window: Duration,
+    /// For how long the address is locked out then.
+    pub duration: Duration,
+}
+
+/// The live layer. Nothing here waits: an implementation that shares its state with other controllers does so behind.
+pub trait Live: Send + Sync + 'static {
+    /// A server's channel is up.
+    fn server_online(&self, server: ServerId, incarnation: Incarnation, now: Timestamp);
+    /// Something came from a server.
+    fn server_seen(&self, server: ServerId, now: Timestamp);
+    /// The channel of an incarnation is down. A newer incarnation stays online.
+    fn server_offline(&self, server: ServerId, incarnation: Incarnation, now: Timestamp);
+    /// Whether a server is there; `None` when it was not since the controller started.
+    fn presence(&self, server: ServerId) -> Option<Presence>;
+    /// How many servers are online.
+    fn online_servers(&self) -> usize;
+    /// A device's channel is up or down.
+    fn device_online(&self, device: DeviceId, online: bool);
+    /// Whether a device has a channel.
+    fn is_device_online(&self, device: DeviceId) -> bool;
+    /// Tells every listener.
+    fn publish(&self, hint: Hint);
+    /// Listens from now on.
+    fn subscribe(&self) -> broadcast::Receiver<Hint>;
+    /// Counts one, and says whether it is within the limit.
+    fn allow(&self, what: Counted, limit: Limit, now: Timestamp) -> bool;
+    /// Counts a failure of an address to prove a secret. Returns whether it is locked out by it.
+    fn note_failure(&self, from: IpAddr, lockout: Lockout, now: Timestamp) -> bool;
+    /// Until when an address is locked out.
+    fn locked_out_until(&self, from: IpAddr, now: Timestamp) -> Option<Timestamp>;
+    /// How many addresses are locked out.
+    fn locked_out(&self, now: Timestamp) -> usize;
+}

@@ -1,0 +1,7 @@
+//! The program `horizon-controller`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    horizon_controller::cli::main()
+}

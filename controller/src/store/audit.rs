@@ -1,0 +1,181 @@
+//! The audit trail: who changed what. Rows are inserted in the transaction of their change and never altered.
+
+use horizon_model::{DeviceId, ServerId};
+use jiff::Timestamp;
+use serde::Serialize;
+use sqlx::QueryBuilder;
+
+use super::{
+    Store, StoreError,
+    dialect::{Connection, Engine, MAX_BINDS, Row},
+    row::{Columns as _, millis},
+};
+
+/// Who makes a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Actor {
+    /// A person at the controller's own interface, by the name of the account.
+    Admin(String),
+    /// Whoever writes the files of the desired state; the text names the file or the directory.
+    File(String),
+    /// An appliance.
+    Appliance(ServerId),
+    /// A device.
+    Device(DeviceId),
+    /// The controller itself; the text names the part.
+    System(&'static str),
+}
+
+impl Actor {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Admin(_) => "admin",
+            Self::File(_) => "file",
+            Self::Appliance(_) => "appliance",
+            Self::Device(_) => "device",
+            Self::System(_) => "system",
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Admin(name) | Self::File(name) => name.clone(),
+            Self::Appliance(id) => id.to_string(),
+            Self::Device(id) => id.to_string(),
+            Self::System(part) => (*part).to_owned(),
+        }
+    }
+}
+
+/// One row of the audit trail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditEntry {
+    /// Its number; later rows have higher ones.
+    pub id: i64,
+    /// When.
+    pub time: Timestamp,
+    /// `admin`, `file`, `appliance`, `device` or `system`.
+    pub actor_type: String,
+    /// Who.
+    pub actor: String,
+    /// What was done: `create`, `update`, `delete`, `register`, `revoke`, …
+    pub action: String,
+    /// The kind of what was changed.
+    pub target_type: String,
+    /// Its identifier, where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_id: Option<String>,
+    /// Its name.
+    pub target: String,
+    /// More, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notes: Option<String>,
+    /// The document before, as JSON.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous: Option<serde_json::Value>,
+    /// The document after, as JSON.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new: Option<serde_json::Value>,
+}
+
+/// A row to be written.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Record {
+    pub(super) action: &'static str,
+    pub(super) target_type: String,
+    pub(super) target_id: Option<String>,
+    pub(super) target: String,
+    pub(super) previous: Option<String>,
+    pub(super) new: Option<String>,
+    pub(super) notes: Option<String>,
+}
+
+impl Record {
+    pub(super) fn new(action: &'static str, target_type: &str, id: impl ToString, target: impl ToString) -> Self {
+        Self {
+            action,
+            target_type: target_type.to_owned(),
+            target_id: Some(id.to_string()),
+            target: target.to_string(),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn notes(mut self, notes: impl Into<String>) -> Self {
+        self.notes = Some(notes.into());
+        self
+    }
+}
+
+const COLUMNS: usize = 10;
+
+/// Writes rows, in the caller's transaction.
+pub(super) async fn write(
+    db: &mut Connection,
+    actor: &Actor,
+    now: Timestamp,
+    records: &[Record],
+) -> Result<(), StoreError> {
+    let actor_name = actor.name();
+    for chunk in records.chunks(MAX_BINDS / COLUMNS) {
+        let mut insert = QueryBuilder::<Engine>::new(
+            "INSERT INTO audit_logs (timestamp, actor_type, actor_name, action, target_type, target_id, target_name, \
+             previous_state, new_state, notes) ",
+        );
+        insert.push_values(chunk, |mut row, r| {
+            row.push_bind(millis(now))
+                .push_bind(actor.kind())
+                .push_bind(actor_name.clone())
+                .push_bind(r.action)
+                .push_bind(r.target_type.clone())
+                .push_bind(r.target_id.clone())
+                .push_bind(r.target.clone())
+                .push_bind(r.previous.clone())
+                .push_bind(r.new.clone())
+                .push_bind(r.notes.clone());
+        });
+        insert.build().execute(&mut *db).await?;
+    }
+    Ok(())
+}
+
+impl Store {
+    /// The newest rows of the audit trail, newest first.
+    pub async fn list_audit(&self, limit: u32) -> Result<Vec<AuditEntry>, StoreError> {
+        let rows = sqlx::query("SELECT * FROM audit_logs ORDER BY log_id DESC LIMIT $1")
+            .bind(limit)
+            .fetch_all(self.readers())
+            .await?;
+        rows.iter().map(read).collect()
+    }
+
+    /// The newest rows of the audit trail about one target, newest first.
+    pub async fn list_audit_of(&self, target_id: &str, limit: u32) -> Result<Vec<AuditEntry>, StoreError> {
+        let rows = sqlx::query("SELECT * FROM audit_logs WHERE target_id = $1 ORDER BY log_id DESC LIMIT $2")
+            .bind(target_id)
+            .bind(limit)
+            .fetch_all(self.readers())
+            .await?;
+        rows.iter().map(read).collect()
+    }
+}
+
+fn read(row: &Row) -> Result<AuditEntry, StoreError> {
+    let json = |column| -> Result<Option<serde_json::Value>, StoreError> {
+        Ok(row.maybe_text(column)?.and_then(|text| serde_json::from_str(&text).ok()))
+    };
+    Ok(AuditEntry {
+        id: row.int("log_id")?,
+        time: row.time("timestamp")?,
+        actor_type: row.text("actor_type")?,
+        actor: row.text("actor_name")?,
+        action: row.text("action")?,
+        target_type: row.text("target_type")?,
+        target_id: row.maybe_text("target_id")?,
+        target: row.text("target_name")?,
+        notes: row.maybe_text("notes")?,
+        previous: json("previous_state")?,
+        new: json("new_state")?,
+    })
+}

@@ -1,0 +1,109 @@
+//! Challenges: each is a row when it is put, and has its answer when it was answered.
+
+use horizon_model::ServerId;
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::{NewEvent, Severity, Source, Store, StoreError, effects, event, row::millis};
+
+/// One challenge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ChallengeId(pub Uuid);
+
+impl Store {
+    /// Records that a server's appliance is challenged.
+    pub async fn put_challenge(&self, server: ServerId, now: Timestamp) -> Result<ChallengeId, StoreError> {
+        let id = ChallengeId(Uuid::now_v7());
+        let mut tx = self.begin().await?;
+        sqlx::query(
+            "INSERT INTO verification_challenges (challenge_id, server_id, challenge_time, challenge_type) \
+             VALUES ($1, $2, $3, 'hmac')",
+        )
+        .bind(id.0.to_string())
+        .bind(server.to_string())
+        .bind(millis(now))
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(id)
+    }
+
+    /// Records the answer to a challenge: `Verified` follows it. A wrong answer quarantines the server and raises an event.
+    /// Only the first answer counts; returns whether this was it.
+    pub async fn answer_challenge(
+        &self,
+        server: ServerId,
+        challenge: ChallengeId,
+        right: bool,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let mut tx = self.begin().await?;
+        let done = sqlx::query(
+            "UPDATE verification_challenges SET response_time = $1, verification_success = $2 \
+             WHERE challenge_id = $3 AND server_id = $4 AND response_time IS NULL",
+        )
+        .bind(millis(now))
+        .bind(right)
+        .bind(challenge.0.to_string())
+        .bind(server.to_string())
+        .execute(&mut *tx)
+        .await?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        if right {
+            sqlx::query("UPDATE servers SET verified = TRUE, last_verified = $1, reissue_secret = FALSE WHERE server_id = $2")
+                .bind(millis(now))
+                .bind(server.to_string())
+                .execute(&mut *tx)
+                .await?;
+        } else {
+            distrust(&mut tx, server, "challenge_failed", "its appliance answered a challenge wrongly", now).await?;
+        }
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    /// Records that a server's appliance could not prove that it holds the verification secret: `Verified` no longer holds,
+    /// and the server takes no new sessions until its identity is approved.
+    pub async fn distrust_server(
+        &self,
+        server: ServerId,
+        kind: &'static str,
+        why: &str,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        distrust(&mut tx, server, kind, why, now).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+}
+
+async fn distrust(
+    db: &mut super::dialect::Connection,
+    server: ServerId,
+    kind: &'static str,
+    why: &str,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    // What is pending is the identity as it is, unless a change of it already waits.
+    sqlx::query(
+        "UPDATE servers SET verified = FALSE, requires_verification = TRUE, verification_reason = $1, \
+         pending_digest = COALESCE(pending_digest, identity_digest) WHERE server_id = $2",
+    )
+    .bind(why)
+    .bind(server.to_string())
+    .execute(&mut *db)
+    .await?;
+    effects::refresh_server(db, &server.to_string()).await?;
+    let event = NewEvent {
+        kind,
+        severity: Severity::High,
+        source: Source::Server(server),
+        address: None,
+        description: format!("server {server}: {why}"),
+        data: serde_json::Value::Null,
+    };
+    event::write(db, &event, now).await
+}

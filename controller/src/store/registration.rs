@@ -1,0 +1,353 @@
+//! Registration of appliances: one-time secrets, and the one transaction that makes an appliance a server.
+
+use std::net::IpAddr;
+
+use horizon_crds::{KindName, Name};
+use horizon_model::{Capability, Factor, PublicKey, Secret, ServerId};
+use jiff::Timestamp;
+use thiserror::Error;
+use uuid::Uuid;
+
+use super::{
+    Actor, NewEvent, Severity, Source, Store, StoreError,
+    audit::{self, Record},
+    dialect::{Connection, Transaction},
+    effects, event, identity, resources,
+    row::{Columns as _, millis},
+    seal::{Place, random},
+};
+
+/// Why no secret was issued.
+#[derive(Debug, Error)]
+pub enum IssueError {
+    /// There is no such key.
+    #[error("there is no such key")]
+    Unknown,
+    /// A secret is shown once.
+    #[error("the secret of this key was already issued, and is shown once: make a new key")]
+    AlreadyIssued,
+    /// The key was used, revoked or has expired.
+    #[error("the key can no longer be used: make a new key")]
+    Ended,
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What an appliance says when it registers.
+#[derive(Clone, Debug)]
+pub struct RegisterRequest {
+    /// The name of the `RegistrationKey`, as the token gives it.
+    pub key_name: String,
+    /// The secret of the token.
+    pub secret: Secret,
+    /// The key the appliance proved in TLS.
+    pub public_key: PublicKey,
+    /// Its host name.
+    pub hostname: String,
+    /// The version of its software.
+    pub version: String,
+    /// What it can do.
+    pub capabilities: Vec<Capability>,
+    /// What tells it from other machines.
+    pub factors: Vec<Factor>,
+    /// Where it is seen.
+    pub address: IpAddr,
+}
+
+/// What a registered appliance is told.
+#[derive(Clone, Debug)]
+pub struct RegisteredServer {
+    /// The server it is.
+    pub server: ServerId,
+    /// The server's namespace.
+    pub namespace: Name,
+    /// The server's name.
+    pub name: Name,
+    /// The verification secret in force.
+    pub secret: Secret,
+    /// Whether this was the first time.
+    pub fresh: bool,
+}
+
+/// Why an appliance was not registered. All but `Unknown` and `Store` are told only to the holder of the right secret.
+#[derive(Debug, Error)]
+pub enum RegisterError {
+    /// No such token.
+    #[error("the registration token is not known")]
+    Unknown,
+    /// Its time is over.
+    #[error("the registration token expired at {0}")]
+    Expired(Timestamp),
+    /// It was revoked.
+    #[error("the registration token was revoked: {0}")]
+    Revoked(String),
+    /// Another appliance used it.
+    #[error("the registration token was used at {0} by an appliance with another key")]
+    Used(Timestamp),
+    /// Its server is not declared, or no longer.
+    #[error("the server '{0}' of the registration token does not exist")]
+    NoServer(String),
+    /// Its server has ended.
+    #[error("the server '{0}' is decommissioned")]
+    Ended(String),
+    /// The server was registered anew with another token since.
+    #[error("the server '{0}' has been registered with another key since")]
+    Superseded(String),
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<sqlx::Error> for RegisterError {
+    fn from(e: sqlx::Error) -> Self {
+        Self::Store(e.into())
+    }
+}
+
+impl Store {
+    /// Makes the secret of a registration key, once. Only its SHA-256 is kept, which suffices for 256 random bits.
+    pub async fn issue_registration_secret(&self, key: Uuid, now: Timestamp) -> Result<Secret, IssueError> {
+        let mut tx = self.begin().await?;
+        let row = sqlx::query("SELECT * FROM registration_keys WHERE key_uid = $1")
+            .bind(key.to_string())
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(StoreError::from)?
+            .ok_or(IssueError::Unknown)?;
+        if row.maybe_bytes("secret_hash")?.is_some() {
+            return Err(IssueError::AlreadyIssued);
+        }
+        let ended = row.maybe_time("revoked_date")?.is_some() || row.time("expiration_date")? <= now;
+        if ended {
+            return Err(IssueError::Ended);
+        }
+        let secret = Secret::new(random());
+        sqlx::query("UPDATE registration_keys SET secret_hash = $1 WHERE key_uid = $2 AND secret_hash IS NULL")
+            .bind(hash(&secret))
+            .bind(key.to_string())
+            .execute(&mut *tx)
+            .await
+            .map_err(StoreError::from)?;
+        let name = format!("{}/{}", row.text("namespace")?, row.text("name")?);
+        let record = Record::new("issue_secret", KindName::RegistrationKey.as_str(), key, name);
+        audit::write(&mut tx, &Actor::System("registration"), now, &[record]).await?;
+        tx.commit().await.map_err(StoreError::from)?;
+        Ok(secret)
+    }
+
+    /// Notes the file that a key's secret was delivered to, for a `RegistrationKey` or a `PersonalKey`; `None` when it was
+    /// taken away.
+    pub async fn note_secret_file(&self, key: Uuid, file: Option<&str>) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        for update in [
+            "UPDATE registration_keys SET secret_file = $1 WHERE key_uid = $2",
+            "UPDATE personal_keys SET secret_file = $1 WHERE key_id = $2",
+        ] {
+            sqlx::query(update).bind(file).bind(key.to_string()).execute(&mut *tx).await?;
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Registers an appliance: the token is bound to the first key that uses it. The same key with the same token gets the
+    /// same answer again, with the verification secret in force.
+    pub async fn register_server(
+        &self,
+        request: &RegisterRequest,
+        now: Timestamp,
+    ) -> Result<RegisteredServer, RegisterError> {
+        let _timed = self.timed("register_server");
+        let mut tx = self.begin().await?;
+        let row = sqlx::query("SELECT * FROM registration_keys WHERE secret_hash = $1")
+            .bind(hash(&request.secret))
+            .fetch_optional(&mut *tx)
+            .await?
+            .ok_or(RegisterError::Unknown)?;
+        if row.text("name")? != request.key_name {
+            return Err(RegisterError::Unknown);
+        }
+        let key_uid: Uuid = row.parsed("key_uid")?;
+        if let Some(used) = row.maybe_time("used_date")? {
+            let server: ServerId = row.parsed("used_by_server_id")?;
+            if row.maybe_bytes32("used_by_public_key")? == Some(request.public_key.0) {
+                return self.registered(&mut tx, server, request, false).await;
+            }
+            let event = NewEvent {
+                kind: "registration_token_reused",
+                severity: Severity::High,
+                source: Source::Server(server),
+                address: Some(request.address),
+                description: format!(
+                    "the registration token '{}' was presented again by another appliance ({})",
+                    request.key_name, request.hostname
+                ),
+                data: serde_json::json!({ "publicKey": request.public_key.to_string() }),
+            };
+            event::write(&mut tx, &event, now).await?;
+            tx.commit().await?;
+            self.inner.metrics.security_event(event.kind);
+            return Err(RegisterError::Used(used));
+        }
+        if row.maybe_time("revoked_date")?.is_some() {
+            return Err(RegisterError::Revoked(row.maybe_text("revocation_reason")?.unwrap_or_default()));
+        }
+        let expires = row.time("expiration_date")?;
+        if expires <= now {
+            return Err(RegisterError::Expired(expires));
+        }
+        let (namespace, server_name): (Name, String) = (row.parsed("namespace")?, row.text("server_name")?);
+        let server = resources::uid_of(&mut tx, KindName::Server, &namespace, &server_name)
+            .await?
+            .map(ServerId)
+            .ok_or_else(|| RegisterError::NoServer(server_name.clone()))?;
+        if ended(&mut tx, server).await? {
+            return Err(RegisterError::Ended(server_name));
+        }
+        self.bind(&mut tx, key_uid, server, request, now).await?;
+        let answer = self.registered(&mut tx, server, request, true).await?;
+        let record = Record::new("register", KindName::Server.as_str(), server, format!("{namespace}/{server_name}"))
+            .notes(format!("appliance {} with key {}", request.hostname, request.public_key));
+        audit::write(&mut tx, &Actor::Appliance(server), now, &[record]).await?;
+        tx.commit().await?;
+        Ok(answer)
+    }
+
+    /// The registration key that a server's appliance used last.
+    pub async fn registration_key_of(&self, server: ServerId) -> Result<Option<Uuid>, StoreError> {
+        let row = sqlx::query(
+            "SELECT key_uid FROM registration_keys WHERE used_by_server_id = $1 ORDER BY used_date DESC LIMIT 1",
+        )
+        .bind(server.to_string())
+        .fetch_optional(self.readers())
+        .await?;
+        row.map(|row| row.parsed("key_uid")).transpose()
+    }
+
+    async fn bind(
+        &self,
+        tx: &mut Transaction,
+        key: Uuid,
+        server: ServerId,
+        request: &RegisterRequest,
+        now: Timestamp,
+    ) -> Result<(), RegisterError> {
+        sqlx::query(
+            "UPDATE registration_keys SET used_date = $1, used_by_server_id = $2, used_by_public_key = $3 \
+             WHERE key_uid = $4 AND used_date IS NULL",
+        )
+        .bind(millis(now))
+        .bind(server.to_string())
+        .bind(&request.public_key.0[..])
+        .bind(key.to_string())
+        .execute(&mut **tx)
+        .await?;
+        let secret = self.sealer().seal(Place::Verification, server.as_bytes(), &Secret::new(random()));
+        let digest = identity::digest(&request.factors);
+        sqlx::query(
+            "UPDATE servers SET registration_date = $1, public_key = $2, verification_secret = $3, \
+             previous_secret = NULL, hostname = $4, version = $5, public_ip = $6, identity_digest = $7, \
+             pending_digest = NULL, identity_changes = '[]', requires_verification = FALSE, verification_reason = NULL, \
+             verified = NULL, incarnation = NULL, applied_epoch = 0, applied_generation = 0, applied_digest = NULL, \
+             problems = '[]', addresses = '[]', unreachable = NULL WHERE server_id = $8",
+        )
+        .bind(millis(now))
+        .bind(&request.public_key.0[..])
+        .bind(secret)
+        .bind(&request.hostname)
+        .bind(&request.version)
+        .bind(request.address.to_string())
+        .bind(&digest[..])
+        .bind(server.to_string())
+        .execute(&mut **tx)
+        .await?;
+        effects::refresh_server(tx, &server.to_string()).await?;
+        write_capabilities(tx, server, &request.capabilities, now).await?;
+        identity::start_factors(tx, server, &request.factors, now).await?;
+        Ok(())
+    }
+
+    async fn registered(
+        &self,
+        tx: &mut Transaction,
+        server: ServerId,
+        request: &RegisterRequest,
+        fresh: bool,
+    ) -> Result<RegisteredServer, RegisterError> {
+        let row = sqlx::query("SELECT * FROM servers WHERE server_id = $1")
+            .bind(server.to_string())
+            .fetch_one(&mut **tx)
+            .await?;
+        let name: Name = row.parsed("name")?;
+        if row.maybe_time("decommission_date")?.is_some() || row.maybe_time("revoked_date")?.is_some() {
+            return Err(RegisterError::Ended(name.to_string()));
+        }
+        if row.maybe_bytes32("public_key")? != Some(request.public_key.0) {
+            return Err(RegisterError::Superseded(name.to_string()));
+        }
+        let secret = self
+            .sealer()
+            .open(Place::Verification, server.as_bytes(), &row.bytes("verification_secret")?)
+            .map_err(StoreError::from)?;
+        Ok(RegisteredServer { server, namespace: row.parsed("namespace")?, name, secret, fresh })
+    }
+
+    /// Notes what an appliance says it can do. Returns whether that is new.
+    pub async fn note_capabilities(
+        &self,
+        server: ServerId,
+        capabilities: &[Capability],
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let mut tx = self.begin().await?;
+        let changed = write_capabilities(&mut tx, server, capabilities, now).await?;
+        tx.commit().await?;
+        Ok(changed)
+    }
+}
+
+fn hash(secret: &Secret) -> Vec<u8> {
+    horizon_wire::key::sha256(secret.expose()).0.to_vec()
+}
+
+async fn ended(db: &mut Connection, server: ServerId) -> Result<bool, StoreError> {
+    let row = sqlx::query("SELECT decommission_date, revoked_date FROM servers WHERE server_id = $1")
+        .bind(server.to_string())
+        .fetch_one(&mut *db)
+        .await?;
+    Ok(row.maybe_time("decommission_date")?.is_some() || row.maybe_time("revoked_date")?.is_some())
+}
+
+async fn write_capabilities(
+    db: &mut Connection,
+    server: ServerId,
+    capabilities: &[Capability],
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let mut changed = false;
+    for capability in Capability::ALL {
+        let enabled = capabilities.contains(&capability);
+        // What was never reported needs no row that says so.
+        let done = if enabled {
+            sqlx::query(
+                "INSERT INTO server_capabilities (server_id, capability_type, added_date, last_updated, enabled) \
+                 VALUES ($1, $2, $3, $3, TRUE) ON CONFLICT (server_id, capability_type) \
+                 DO UPDATE SET enabled = TRUE, last_updated = excluded.last_updated \
+                 WHERE server_capabilities.enabled = FALSE",
+            )
+        } else {
+            sqlx::query(
+                "UPDATE server_capabilities SET enabled = FALSE, last_updated = $3 \
+                 WHERE server_id = $1 AND capability_type = $2 AND enabled",
+            )
+        };
+        let done = done
+            .bind(server.to_string())
+            .bind(capability.as_str())
+            .bind(millis(now))
+            .execute(&mut *db)
+            .await?;
+        changed |= done.rows_affected() > 0;
+    }
+    Ok(changed)
+}

@@ -1,0 +1,55 @@
+//! Statuses of resources, as the engine last wrote them.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{
+    Store, StoreError,
+    row::{Columns as _, millis},
+};
+
+impl Store {
+    /// Writes statuses in one transaction. Those of resources that are gone are passed over.
+    pub async fn put_statuses(&self, statuses: &[(Uuid, Value)], now: Timestamp) -> Result<(), StoreError> {
+        let _timed = self.timed("put_statuses");
+        let mut tx = self.begin().await?;
+        for (uid, status) in statuses {
+            sqlx::query(
+                "INSERT INTO resource_status (uid, status, updated_at) SELECT uid, $2, $3 FROM resources WHERE uid = $1 \
+                 ON CONFLICT (uid) DO UPDATE SET status = excluded.status, updated_at = excluded.updated_at",
+            )
+            .bind(uid.to_string())
+            .bind(status.to_string())
+            .bind(millis(now))
+            .execute(&mut *tx)
+            .await?;
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// The status of a resource in force.
+    pub async fn status_of(&self, uid: Uuid) -> Result<Option<Value>, StoreError> {
+        let row = sqlx::query(
+            "SELECT s.status FROM resource_status s JOIN resources r ON r.uid = s.uid \
+             WHERE s.uid = $1 AND r.deleted_at IS NULL",
+        )
+        .bind(uid.to_string())
+        .fetch_optional(self.readers())
+        .await?;
+        row.map(|row| row.json("status")).transpose()
+    }
+
+    /// The statuses of all resources in force.
+    pub async fn statuses(&self) -> Result<HashMap<Uuid, Value>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT s.uid, s.status FROM resource_status s JOIN resources r ON r.uid = s.uid WHERE r.deleted_at IS NULL",
+        )
+        .fetch_all(self.readers())
+        .await?;
+        rows.iter().map(|row| Ok((row.parsed("uid")?, row.json("status")?))).collect()
+    }
+}

@@ -1,0 +1,177 @@
+//! A store in a temporary directory, and resources from TOML.
+
+use std::sync::Arc;
+
+use horizon_controller_core::{Index, Origin, Stored};
+use horizon_crds::{Resource, ResourceId};
+use horizon_model::{Capability, DeviceInfo, Factor, FactorKind, KeyId, PublicKey, Secret, ServerId};
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::{
+    metrics::Metrics,
+    store::{
+        Actor, Assigned, Change, Committed, EnvelopeKey, RegisterRequest, RegisteredServer, Store,
+    },
+};
+
+pub(crate) struct Kit {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) store: Store,
+}
+
+/// What most tests declare: a user who may use one server.
+pub(crate) const BASICS: &str = r#"
+[[resource]]
+apiVersion = "horizon.dev/v1alpha1"
+kind = "Server"
+metadata.name = "berlin"
+[resource.spec]
+
+[[resource]]
+apiVersion = "horizon.dev/v1alpha1"
+kind = "RegistrationKey"
+metadata.name = "berlin-1"
+spec.serverRef = "berlin"
+
+[[resource]]
+apiVersion = "horizon.dev/v1alpha1"
+kind = "User"
+metadata.name = "ana"
+[resource.spec]
+
+[[resource]]
+apiVersion = "horizon.dev/v1alpha1"
+kind = "PersonalKey"
+metadata.name = "ana-1"
+spec.userRef = "ana"
+
+[[resource]]
+apiVersion = "horizon.dev/v1alpha1"
+kind = "AccessPolicy"
+metadata.name = "all"
+[resource.spec]
+servers = ["*"]
+subjects.users = ["ana"]
+[[resource.spec.destinations]]
+cidr = "0.0.0.0/0"
+"#;
+
+pub(crate) fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + seconds).unwrap()
+}
+
+pub(crate) fn envelope() -> EnvelopeKey {
+    EnvelopeKey(Secret::new([42; 32]))
+}
+
+/// The resources of a TOML text, which has no problems.
+pub(crate) fn resources(toml: &str) -> Vec<Resource> {
+    let parsed = horizon_crds::parse("test.toml", toml.as_bytes());
+    assert!(parsed.problems.is_empty(), "{:?}", parsed.problems);
+    parsed.resources.into_iter().map(|(resource, _)| resource).collect()
+}
+
+pub(crate) fn puts(toml: &str) -> Vec<Change> {
+    resources(toml)
+        .into_iter()
+        .map(|resource| Change::Put { resource: Arc::new(resource), origin: Origin::File("test.toml".into()) })
+        .collect()
+}
+
+pub(crate) fn id(kind: &str, name: &str) -> ResourceId {
+    ResourceId { kind: kind.parse().unwrap(), namespace: "default".parse().unwrap(), name: name.parse().unwrap() }
+}
+
+impl Kit {
+    pub(crate) async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("horizon.db"), &envelope(), Metrics::default()).await.unwrap();
+        Self { dir, store }
+    }
+
+    pub(crate) async fn with_basics() -> Self {
+        let kit = Self::new().await;
+        kit.put(BASICS).await;
+        kit
+    }
+
+    pub(crate) async fn commit(&self, changes: &[Change], now: Timestamp) -> Committed {
+        self.store.commit_resources(changes, &Actor::File("test".into()), now).await.unwrap()
+    }
+
+    pub(crate) async fn put(&self, toml: &str) -> Vec<Assigned> {
+        self.commit(&puts(toml), at(0)).await.assigned
+    }
+
+    pub(crate) async fn remove(&self, kind: &str, name: &str) -> Committed {
+        self.commit(&[Change::Remove(id(kind, name))], at(0)).await
+    }
+
+    pub(crate) async fn stored(&self) -> Vec<Stored> {
+        self.store.load_resources().await.unwrap()
+    }
+
+    pub(crate) async fn index(&self) -> Index {
+        Index::new(self.stored().await)
+    }
+
+    pub(crate) async fn uid(&self, kind: &str, name: &str) -> Uuid {
+        let id = id(kind, name);
+        self.stored().await.into_iter().find(|s| s.id() == id).unwrap_or_else(|| panic!("no {id}")).uid
+    }
+
+    pub(crate) async fn server(&self) -> ServerId {
+        ServerId(self.uid("Server", "berlin").await)
+    }
+
+    /// The secret of the registration key of the basics.
+    pub(crate) async fn token(&self) -> Secret {
+        let key = self.uid("RegistrationKey", "berlin-1").await;
+        self.store.issue_registration_secret(key, at(0)).await.unwrap()
+    }
+
+    pub(crate) async fn register(&self, key: PublicKey) -> RegisteredServer {
+        let secret = self.token().await;
+        self.store.register_server(&request(secret, key), at(1)).await.unwrap()
+    }
+
+    /// The personal key of the basics, with its secret.
+    pub(crate) async fn personal_key(&self) -> (KeyId, Secret) {
+        let key = KeyId(self.uid("PersonalKey", "ana-1").await);
+        let issued = self.store.issue_personal_secret(key, at(0)).await.unwrap();
+        (key, issued.secret)
+    }
+}
+
+pub(crate) fn factors(values: &[(&str, &str)]) -> Vec<Factor> {
+    let factor = |(name, value): &(&str, &str)| Factor {
+        kind: FactorKind::HardwareFingerprint,
+        name: (*name).to_owned(),
+        value: (*value).to_owned(),
+    };
+    values.iter().map(factor).collect()
+}
+
+pub(crate) fn request(secret: Secret, public_key: PublicKey) -> RegisterRequest {
+    RegisterRequest {
+        key_name: "berlin-1".into(),
+        secret,
+        public_key,
+        hostname: "box".into(),
+        version: "0.1.0".into(),
+        capabilities: vec![Capability::Vpn, Capability::LanEmulation],
+        factors: factors(&[("board", "a"), ("cpu", "b"), ("disk/0", "c")]),
+        address: "192.0.2.7".parse().unwrap(),
+    }
+}
+
+pub(crate) fn device_info(name: &str) -> DeviceInfo {
+    DeviceInfo {
+        name: name.into(),
+        platform: "linux".into(),
+        os_version: "13".into(),
+        app_version: "0.1.0".into(),
+        hardware_fingerprint: "sha256:00".into(),
+    }
+}

@@ -1,0 +1,11 @@
+//! What the hosts of the lab's internet offer, in a few lines each.
+
+mod echo;
+mod names;
+mod web;
+mod whoami;
+
+pub use echo::{UdpEcho, udp_ask};
+pub use names::{NameServer, resolve};
+pub use web::{WebServer, http, http_get};
+pub use whoami::{Probe, Seen, WhoAmI};

@@ -1,0 +1,50 @@
+//! The real programs in the lab: what a person would see.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+mod broker_away;
+mod controller_files;
+mod dns;
+mod drift;
+mod keys;
+mod networks;
+mod policy;
+mod ssh;
+mod take_over;
+mod tokens;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use horizon_tests::lab::{eventually, within};
+use horizon_tests::products::Client;
+use horizon_tests::services::http_get;
+
+/// Within which time a change must be in force.
+const PROMPTLY: Duration = Duration::from_secs(2);
+
+/// Whom the web server at `to` sees when a device asks.
+fn seen_by(client: &Client, to: IpAddr) -> Option<IpAddr> {
+    http_get(client.host(), to).ok()?.parse().ok()
+}
+
+/// Whether a device's client says that it is connected.
+fn connected(client: &Client) -> bool {
+    client.status().is_ok_and(|status| status["phase"] == "connected")
+}
+
+/// Connects as soon as it is granted: an appliance takes a moment to find its controller again.
+fn connect_eventually(client: &Client, server: &str) {
+    let mut refusal = String::new();
+    eventually("a session is granted", || {
+        let output = client.cli(["connect", server]).run().ok()?;
+        refusal = output.text();
+        output.success().then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error}; the last refusal was:\n{refusal}"));
+}
+
+/// Waits until a device's client says that it is not connected any more.
+fn wait_until_ended(client: &Client) {
+    within(PROMPTLY, "the session ends", || (!connected(client)).then_some(())).unwrap();
+}
