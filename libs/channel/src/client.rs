@@ -297,8 +297,10 @@ async fn attempt(
     }
     let endpoint =
         quinn::Endpoint::new(quinn::EndpointConfig::default(), None, socket, Arc::new(quinn::TokioRuntime))?;
+    let config =
+        tls::client_config(options.identity).map_err(|e| AttemptError::Unreachable(e.to_string()))?;
     let connection = endpoint
-        .connect_with(tls::client_config(options.identity), address, "controller")
+        .connect_with(config, address, "controller")
         .map_err(|e| AttemptError::Unreachable(e.to_string()))?
         .await?;
     let (send, receive) = connection.open_bi().await?;

@@ -65,7 +65,7 @@ impl Listener {
         let config = quinn::EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset.as_ref())));
         let endpoint = quinn::Endpoint::new(
             config,
-            Some(tls::server_config(tls_key)),
+            Some(tls::server_config(tls_key).map_err(io::Error::other)?),
             socket.try_clone()?,
             Arc::new(quinn::TokioRuntime),
         )?;

@@ -11,6 +11,7 @@ use std::{
     thread::JoinHandle,
 };
 
+use horizon_tls::Credentials;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::{
@@ -18,7 +19,6 @@ use crate::{
     TunnelEvent,
     driver::{Driver, DriverParts},
     socket::UdpPort,
-    tls::Credentials,
 };
 
 /// Commands that may wait for the thread. Callers wait when there are more.

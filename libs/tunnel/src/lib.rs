@@ -18,11 +18,10 @@ mod tls;
 mod transport;
 mod tun;
 
-pub use config::{
-    ConfigError, Identity, IdentityError, Role, SessionConfig, TransportSettings, TunnelConfig, TunnelLimits,
-};
+pub use config::{ConfigError, Role, SessionConfig, TransportSettings, TunnelConfig, TunnelLimits};
 pub use event::{CloseCode, DownReason, TunnelEvent, ViolationKind};
 pub use handle::{StartError, Stopped, Tunnel, TunnelHandle, UpsertError};
+pub use horizon_tls::{Identity, IdentityError};
 pub use horizon_tunnel_core::{
     ids::{NetworkId, Secret32, SessionId},
     rules::{DestinationRule, DestinationRules, PortRange, RuleProtocol, RulesError},

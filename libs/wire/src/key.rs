@@ -1,16 +1,10 @@
-//! Ed25519 keys (RFC 8032) and their form as TLS raw public keys (RFC 7250).
+//! Ed25519 keys (RFC 8032).
 
 use aws_lc_rs::{
     digest,
     signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey},
 };
 use horizon_model::{Digest, PublicKey, RootId, Secret};
-
-/// The DER prefix of an Ed25519 SubjectPublicKeyInfo (RFC 8410, section 4); the 32 key bytes follow.
-const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-/// The DER prefix of an Ed25519 private key in PKCS #8 version 1 (RFC 8410, section 7); the 32 seed bytes follow.
-const PKCS8_PREFIX: [u8; 16] =
-    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 
 /// A private key. The seed is wiped when dropped.
 pub struct SigningKey {
@@ -44,11 +38,6 @@ impl SigningKey {
     pub fn sign(&self, message: &[u8]) -> Vec<u8> {
         self.pair.sign(message).as_ref().to_vec()
     }
-
-    /// The private key in PKCS #8, for the TLS library.
-    pub fn pkcs8(&self) -> zeroize::Zeroizing<Vec<u8>> {
-        zeroize::Zeroizing::new([&PKCS8_PREFIX[..], self.seed.expose()].concat())
-    }
 }
 
 impl Clone for SigningKey {
@@ -68,16 +57,6 @@ pub fn verify(key: &PublicKey, message: &[u8], signature: &[u8]) -> bool {
     UnparsedPublicKey::new(&ED25519, key.as_bytes()).verify(message, signature).is_ok()
 }
 
-/// The SubjectPublicKeyInfo of a key, as TLS carries it.
-pub fn to_spki(key: &PublicKey) -> Vec<u8> {
-    [&SPKI_PREFIX[..], key.as_bytes()].concat()
-}
-
-/// The key of a SubjectPublicKeyInfo; `None` when it is not an Ed25519 key.
-pub fn from_spki(der: &[u8]) -> Option<PublicKey> {
-    der.strip_prefix(&SPKI_PREFIX).and_then(PublicKey::from_slice)
-}
-
 /// SHA-256.
 pub fn sha256(bytes: &[u8]) -> Digest {
     let mut out = [0; 32];
@@ -95,14 +74,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spki_and_pkcs8_are_what_the_crypto_library_reads() {
+    fn signatures_are_of_one_key_and_message() {
         let key = SigningKey::from_seed(Secret::new([3; 32]));
-        assert_eq!(from_spki(&to_spki(&key.public())), Some(key.public()));
-        let again = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&key.pkcs8()).unwrap();
-        assert_eq!(again.public_key().as_ref(), key.public().as_bytes());
         let signature = key.sign(b"message");
         assert!(verify(&key.public(), b"message", &signature));
         assert!(!verify(&key.public(), b"massage", &signature));
-        assert!(from_spki(&to_spki(&key.public())[1..]).is_none());
+        assert!(!verify(&SigningKey::from_seed(Secret::new([4; 32])).public(), b"message", &signature));
     }
 }

@@ -15,6 +15,7 @@ use std::{
 };
 
 use bytes::BytesMut;
+use horizon_tls::Credentials;
 use horizon_tunnel_core::{
     cid::{IssuedKey, Locator},
     forward::Forwarder,
@@ -30,7 +31,7 @@ use crate::{
     GlobalCounters, SessionId, TunnelConfig, TunnelEvent, TunnelLimits,
     handle::Command,
     socket::UdpPort,
-    tls::Credentials,
+    tls,
     transport::{self, CurrentSlot},
 };
 
@@ -92,7 +93,7 @@ impl Driver {
             transport::endpoint(&config.identity, &config.transport, &issued_key, &current_slot);
         let transport = transport::transport(&config.transport, port.segmentation());
         // Every accepted connection brings its session's own configuration; this one trusts only our own key.
-        let refusing = credentials.server(&config.identity.public_key())?;
+        let refusing = tls::server(&credentials, &config.identity.public_key())?;
         let token_key = transport::token_key(&config.identity);
         let server = transport::server(refusing, token_key.clone(), transport.clone());
         let discovery = !port.may_fragment();

@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 
 use super::{Driver, timers::Subject};
 use crate::{
-    CloseCode, DownReason, Role, SessionConfig, SessionId, TunnelEvent,
+    CloseCode, DownReason, Role, SessionConfig, SessionId, TunnelEvent, tls,
     transport::{self, jitter, random},
 };
 
@@ -126,12 +126,12 @@ impl Driver {
     ) -> Result<(SessionCrypto, Option<Dialer>), rustls::Error> {
         match &config.role {
             Role::Accept => {
-                let crypto = self.credentials.server(&config.peer_key)?;
+                let crypto = tls::server(&self.credentials, &config.peer_key)?;
                 let server = transport::server(crypto, self.token_key.clone(), self.transport.clone());
                 Ok((SessionCrypto::Accept(Arc::new(server)), None))
             }
             Role::Dial { addresses } => {
-                let mut client = ClientConfig::new(self.credentials.client(&config.peer_key)?);
+                let mut client = ClientConfig::new(tls::client(&self.credentials, &config.peer_key)?);
                 let key = key.clone();
                 client
                     .transport_config(self.transport.clone())
