@@ -8,13 +8,13 @@ use std::{
     time::Duration,
 };
 
-use horizon_appliance_core::{Backoff, Desired, HostAddress, Reachability, plan, teardown};
+use horizon_appliance_core::{Action, Backoff, Desired, HostAddress, Reachability, plan, teardown};
 use horizon_hostnet::{Events, NetError};
 use horizon_model::{
     EntryId, EntryProblem, Factor, Incarnation, ProblemCode, PublicKey, SessionId, SessionUsage,
     ViolationKind,
 };
-use horizon_tunnel::{Identity, IdentityError};
+use horizon_tunnel::Identity;
 use horizon_wire::{keyset::KeySet, state::Numbered};
 use jiff::Timestamp;
 use thiserror::Error;
@@ -29,6 +29,7 @@ use crate::{
     host::{Host, HostError},
     link::{Heard, Held, Link},
     outbox::Outbox,
+    privilege,
     signals::{Pending, Signals},
     status::{self, ControllerStatus, StateStatus, Status, StatusError},
     store::{Enrolment, Lock, Store, StoreError},
@@ -81,6 +82,9 @@ pub enum RunError {
         "this appliance is not enrolled; run: horizon-appliance enroll TOKEN (horizon-controller token SERVER prints one)"
     )]
     NotEnrolled,
+    /// It may not configure the network.
+    #[error("the network cannot be configured: CAP_NET_ADMIN is missing; {}", privilege::REMEDY)]
+    Privileges,
     /// Its key is gone.
     #[error("the key in {} is missing or unusable; enrol again with a new token", .0.display())]
     NoKey(PathBuf),
@@ -96,12 +100,6 @@ pub enum RunError {
     /// Signals.
     #[error("cannot wait for signals: {0}")]
     Signals(std::io::Error),
-}
-
-impl From<IdentityError> for RunError {
-    fn from(_: IdentityError) -> Self {
-        Self::NoKey(PathBuf::new())
-    }
 }
 
 /// Runs until the process is asked to stop, and leaves the host as it was found.
@@ -123,7 +121,7 @@ struct Agent {
     host: Host,
     signals: Arc<Signals>,
     events: Events,
-    stop: [Signal; 2],
+    stop: [Signal; 3],
     socket: UnixListener,
 
     numbered: Numbered,
@@ -171,14 +169,22 @@ impl Agent {
         })?;
         let lock = store.lock()?;
         let enrolment = store.enrolment()?.ok_or(RunError::NotEnrolled)?;
+        if privilege::net_admin() == Some(false) {
+            return Err(RunError::Privileges);
+        }
         let identity = store.key()?.ok_or_else(|| RunError::NoKey(store.dir().to_owned()))?;
         let incarnation = Incarnation(uuid::Uuid::new_v4());
         let signals = Arc::new(Signals::default());
-        let tunnel_identity = Identity::from_seed(identity.seed().expose())?;
+        let unusable = |_| RunError::NoKey(store.dir().to_owned());
+        let tunnel_identity = Identity::from_seed(identity.seed().expose()).map_err(unusable)?;
         let host =
             Host::open(store.clone(), options.tun.clone(), tunnel_identity, Some(FWMARK), signals.clone())?;
-        let handler = |kind| signal(kind).map_err(RunError::Signals);
-        let stop = [handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?];
+        let handle = |kind| signal(kind).map_err(RunError::Signals);
+        let stop = [
+            handle(SignalKind::terminate())?,
+            handle(SignalKind::interrupt())?,
+            handle(SignalKind::hangup())?,
+        ];
         let (held, watched) = watch::channel(Held::default());
         let (tell, heard) = mpsc::channel(HEARD);
         let (outbox, moved) = (Arc::new(Outbox::default()), Arc::new(Notify::new()));
@@ -265,10 +271,11 @@ impl Agent {
         loop {
             let due = [self.look, Some(self.sweep), self.report_at, self.probes.deadline()];
             let due = due.into_iter().flatten().min().unwrap_or(self.sweep);
-            let [terminate, interrupt] = &mut self.stop;
+            let [terminate, interrupt, hangup] = &mut self.stop;
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
+                _ = hangup.recv() => return Ok(()),
                 changes = self.events.next() => {
                     let changes = changes?;
                     if changes.nftables {
@@ -333,6 +340,12 @@ impl Agent {
                     tracing::debug!(%error, "could not {action}");
                     refused.entry(action.entry()).or_insert_with(|| error.to_string());
                 }
+            }
+        }
+        if actions.iter().any(|a| matches!(a, Action::UpsertSession(_))) {
+            for session in self.host.untaken() {
+                let full = "the tunnel does not take it: it has as many sessions as it can".to_owned();
+                refused.entry(EntryId::session(session)).or_insert(full);
             }
         }
         if actions.is_empty() {

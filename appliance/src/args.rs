@@ -6,8 +6,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// The server side of Horizon: carries people's traffic from their tunnels to this host's network.
 ///
-/// An appliance is enrolled once with a token, and then does what its organisation's controller declares. It keeps the last
-/// good state on disk, so that it works, and restarts, while the controller is away.
+/// An appliance is enrolled once with a token, and then does what its organisation's controller
+/// declares. It keeps the last good state on disk, so that it works, and restarts, while the
+/// controller is away.
 ///
 ///   On the controller:  horizon-controller token SERVER
 ///   On this host:       horizon-appliance enroll TOKEN

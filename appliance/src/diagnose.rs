@@ -14,14 +14,12 @@ use horizon_wire::keyset::Anchor;
 use serde::Serialize;
 
 use crate::{
-    link, out,
+    link, out, privilege,
     status::{self, Status},
     store::{Enrolment, Store, StoreError},
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
-/// linux/capability.h.
-const CAP_NET_ADMIN: u32 = 12;
 const DEFAULT_PORT: u16 = 7443;
 /// The clock may differ from the KeySet's by so much, in milliseconds.
 const CLOCK_TOLERANCE: i64 = 5 * 60 * 1000;
@@ -110,16 +108,9 @@ pub(crate) fn text(checks: &[Check]) -> String {
 
 fn privileges() -> Check {
     let name = "privileges";
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|l| l.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
-    match effective {
-        Some(bits) if bits & (1 << CAP_NET_ADMIN) != 0 => Check::fine(name, "CAP_NET_ADMIN is there"),
-        Some(_) => Check::failed(
-            name,
-            "CAP_NET_ADMIN is missing",
-            "run it as root, or under systemd with AmbientCapabilities=CAP_NET_ADMIN",
-        ),
+    match privilege::net_admin() {
+        Some(true) => Check::fine(name, "CAP_NET_ADMIN is there"),
+        Some(false) => Check::failed(name, "CAP_NET_ADMIN is missing", privilege::REMEDY),
         None => Check::skipped(name, "the kernel does not tell"),
     }
 }
@@ -275,7 +266,7 @@ async fn controller(state_dir: &Path, enrolment: Option<&Enrolment>) -> (Check, 
             let took = started.elapsed().as_millis();
             let detail = format!("{} answers at {} in {took} ms", channel.software, channel.remote);
             let early = channel.keyset.issued - link::unix_millis();
-            link::farewell(channel, "diagnosed").await;
+            channel.requests.farewell("diagnosed").await;
             let time = if early > CLOCK_TOLERANCE {
                 Check::doubtful(
                     clock,

@@ -87,7 +87,7 @@ pub async fn enrol(state_dir: PathBuf, token: &str, force: bool) -> Result<Enrol
         return Err(EnrolError::Unexpected);
     };
     let keyset = channel.keyset_raw.clone();
-    link::farewell(channel, "registered").await;
+    channel.requests.farewell("registered").await;
     let server_id = ServerId::from_slice(&registered.server_id).ok_or(EnrolError::Unexpected)?;
     let current = Secret::from_slice(&registered.verification_secret).ok_or(EnrolError::Unexpected)?;
     let again = former.as_ref().is_some_and(|f| same(f) && f.server_id == server_id);

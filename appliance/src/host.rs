@@ -153,6 +153,20 @@ impl Host {
         self.open.as_ref()?.tunnel.handle().stats().ok()
     }
 
+    /// Sessions that were told to the tunnel and that it does not have, because it is full. They are told again by the
+    /// next plan.
+    pub(crate) fn untaken(&mut self) -> Vec<SessionId> {
+        let Some(snapshot) = self.snapshot() else { return Vec::new() };
+        let Some(open) = &mut self.open else { return Vec::new() };
+        let there: BTreeSet<_> = snapshot.sessions.iter().map(|s| s.id).collect();
+        let lacking = |id: &&SessionId| !there.contains(&tunnel::session_id(**id));
+        let untaken: Vec<_> = open.sessions.keys().filter(lacking).copied().collect();
+        for id in &untaken {
+            open.sessions.remove(id);
+        }
+        untaken
+    }
+
     /// The addresses of the host, without those of the tunnel and of passing links.
     pub(crate) async fn addresses(&self) -> Result<Vec<HostAddress>, HostError> {
         let links = self.net.links().await?;

@@ -11,6 +11,7 @@ mod link;
 mod metrics;
 mod out;
 mod outbox;
+mod privilege;
 mod signals;
 mod status;
 mod store;

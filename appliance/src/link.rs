@@ -22,7 +22,7 @@ use horizon_wire::{
 use thiserror::Error;
 use tokio::{
     sync::{Notify, mpsc, watch},
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until},
 };
 
 use crate::{
@@ -35,8 +35,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 /// After the host's addresses changed, how long they may settle before the next attempt.
 const SETTLE: Duration = Duration::from_millis(200);
-const FAREWELL: Duration = Duration::from_secs(1);
-const FAREWELL_PAUSE: Duration = Duration::from_millis(10);
+const MAX_HEARTBEAT_SECONDS: u32 = 3600;
 /// What the appliance can provide.
 pub(crate) const CAPABILITIES: [Capability; 4] =
     [Capability::Vpn, Capability::LanEmulation, Capability::GeoLocation, Capability::TrafficRouting];
@@ -135,6 +134,8 @@ enum LinkError {
     GoElsewhere(Vec<String>),
     #[error("connecting anew to learn the organisation's newest keys")]
     NewKeys,
+    #[error("the host's addresses changed")]
+    Moved,
     #[error("the agent has stopped")]
     Stopped,
 }
@@ -163,15 +164,6 @@ pub(crate) fn hello() -> proto::Hello {
     }
 }
 
-/// Ends a conversation, and lets the runtime send the word before the process ends.
-pub(crate) async fn farewell(mut channel: Channel, reason: &str) {
-    channel.requests.close(reason);
-    let ended = async { while channel.inbox.recv().await.is_some() {} };
-    // Locally closed, so it ends at once; the pause is for the packet that says so.
-    let _ = timeout(FAREWELL, ended).await;
-    sleep(FAREWELL_PAUSE).await;
-}
-
 impl Link {
     /// Talks to a controller for as long as the agent listens.
     pub(crate) async fn run(mut self) {
@@ -180,6 +172,10 @@ impl Link {
         loop {
             let error = match self.converse(&mut backoff, &elsewhere).await {
                 Err(LinkError::Stopped) | Ok(()) => return,
+                Err(LinkError::Moved) => {
+                    sleep(SETTLE).await;
+                    continue;
+                }
                 Err(error) => error,
             };
             let asked = error.retry_after();
@@ -223,6 +219,8 @@ impl Link {
         let heard = self.heard.clone();
         let channel = tokio::select! {
             channel = Box::pin(connect(options)) => channel?,
+            // What was sent on the old way is not worth waiting for.
+            () = self.moved.notified() => return Err(LinkError::Moved),
             () = heard.closed() => return Err(LinkError::Stopped),
         };
         if let Some(raw) = channel.keyset_raw.as_ref().filter(|_| channel.keyset.version > anchor.version()) {
@@ -231,7 +229,10 @@ impl Link {
         let secrets = self.store.secrets()?.ok_or(LinkError::NoSecret)?;
         let requests = channel.requests.clone();
         let result = self.attached(channel, Beats::new(secrets), backoff).await;
-        requests.close("done");
+        match &result {
+            Err(LinkError::Stopped) => requests.farewell("the appliance stops").await,
+            _ => requests.close("done"),
+        }
         result
     }
 
@@ -250,8 +251,8 @@ impl Link {
         self.tell(Heard::Attached {
             remote: channel.remote,
             keyset: channel.keyset.clone(),
-            server_name: attached.server_name,
-            public_address: attached.public_address,
+            server_name: attached.server_name.clone(),
+            public_address: attached.public_address.clone(),
         })
         .await?;
         let mut next_beat = Instant::now();
@@ -278,7 +279,7 @@ impl Link {
                     }
                 }
                 () = sleep_until(next_beat), if waiting.is_none() => {
-                    next_beat = Instant::now() + self.interval();
+                    next_beat = Instant::now() + self.interval(&attached);
                     waiting = Some(self.beat(&requests, &mut beats));
                 }
                 answer = answer(&mut waiting) => {
@@ -290,7 +291,7 @@ impl Link {
                         return Err(LinkError::Stopped);
                     }
                     // A shorter interval takes effect at once.
-                    next_beat = next_beat.min(Instant::now() + self.interval());
+                    next_beat = next_beat.min(Instant::now() + self.interval(&attached));
                 }
                 () = self.heard.closed() => return Err(LinkError::Stopped),
             }
@@ -346,8 +347,11 @@ impl Link {
         })
     }
 
-    fn interval(&self) -> Duration {
-        Duration::from_secs(self.held.borrow().heartbeat_seconds.max(1).into())
+    fn interval(&self, attached: &proto::Attached) -> Duration {
+        let held = self.held.borrow();
+        // Before the first state, what the controller said when it took the appliance in.
+        let seconds = if held.generation == 0 { attached.heartbeat_seconds } else { held.heartbeat_seconds };
+        Duration::from_secs(seconds.clamp(1, MAX_HEARTBEAT_SECONDS).into())
     }
 
     fn beat(&self, requests: &Requests, beats: &mut Beats) -> Waiting {

@@ -2,8 +2,10 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use horizon_tunnel::TunnelEvent;
+use horizon_tunnel::{TunnelEvent, ViolationKind};
 use tokio::sync::Notify;
+
+use crate::tunnel;
 
 /// How many probes are remembered; a controller sends one at a time.
 const MAX_PROBES: usize = 16;
@@ -32,24 +34,24 @@ impl Signals {
         let mut pending = self.lock();
         match event {
             TunnelEvent::SessionUp { id, remote, mtu, replaced } => {
-                tracing::info!(session = %id, mtu, replaced, "session connected");
-                tracing::debug!(session = %id, %remote, "session connected from");
+                tracing::info!(session = %tunnel::model_id(id), mtu, replaced, "session connected");
+                tracing::debug!(session = %tunnel::model_id(id), %remote, "session connected from");
                 pending.sessions = true;
             }
             TunnelEvent::SessionDown { id, reason } => {
-                tracing::info!(session = %id, %reason, "session disconnected");
+                tracing::info!(session = %tunnel::model_id(id), %reason, "session disconnected");
                 pending.sessions = true;
             }
             TunnelEvent::PathChanged { id, remote, mtu } => {
-                tracing::debug!(session = %id, %remote, mtu, "session moved");
+                tracing::debug!(session = %tunnel::model_id(id), %remote, mtu, "session moved");
                 return;
             }
             TunnelEvent::AttemptFailed { id, remote, reason } => {
-                tracing::debug!(session = %id, %remote, %reason, "connection attempt failed");
+                tracing::debug!(session = %tunnel::model_id(id), %remote, %reason, "connection attempt failed");
                 return;
             }
             TunnelEvent::SessionRefused { id, reason } => {
-                tracing::warn!(session = %id, %reason, "the tunnel refused a session");
+                tracing::warn!(session = %tunnel::model_id(id), %reason, "the tunnel refused a session");
                 pending.sessions = true;
             }
             TunnelEvent::TunLost { error } => {
@@ -57,7 +59,14 @@ impl Signals {
                 pending.device = true;
             }
             TunnelEvent::Violation { session, kind } => {
-                tracing::warn!(%session, ?kind, "a peer did what it may not");
+                let session = tunnel::model_id(session);
+                match kind {
+                    // Everyday life under a policy.
+                    ViolationKind::ForbiddenDestination | ViolationKind::UnsolicitedInbound => {
+                        tracing::debug!(%session, ?kind, "a packet was dropped");
+                    }
+                    _ => tracing::warn!(%session, ?kind, "a peer did what it may not"),
+                }
                 pending.sessions = true;
             }
             TunnelEvent::Probe { nonce, .. } => {

@@ -54,8 +54,8 @@ pub enum StoreError {
         /// What is wrong.
         what: String,
     },
-    /// Others could read or change the directory.
-    #[error("{0} can be read or written by others; run: chmod 700 {0}")]
+    /// Others could put files of theirs into the directory.
+    #[error("{0} can be changed by others; run: chmod 700 {0}")]
     Exposed(PathBuf),
     /// Another process works with the directory.
     #[error(

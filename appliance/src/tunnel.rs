@@ -17,6 +17,11 @@ pub(crate) fn session_id(id: SessionId) -> horizon_tunnel::SessionId {
     horizon_tunnel::SessionId(*id.as_bytes())
 }
 
+/// Back again.
+pub(crate) fn model_id(id: horizon_tunnel::SessionId) -> SessionId {
+    SessionId(uuid::Uuid::from_bytes(id.0))
+}
+
 /// The tunnel's name for a network.
 pub(crate) fn network_id(id: NetworkId) -> horizon_tunnel::NetworkId {
     horizon_tunnel::NetworkId(id.0)
@@ -72,7 +77,7 @@ fn rule(rule: &DestinationRule) -> horizon_tunnel::DestinationRule {
 pub(crate) fn usage(snapshot: &SessionSnapshot) -> SessionUsage {
     let path = snapshot.path;
     SessionUsage {
-        session: SessionId(uuid::Uuid::from_bytes(snapshot.id.0)),
+        session: model_id(snapshot.id),
         connected: path.is_some(),
         remote: path.map(|p| p.remote),
         bytes_sent: snapshot.counters.bytes_to_peer,

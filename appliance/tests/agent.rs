@@ -95,9 +95,8 @@ async fn in_force(net: &Net) -> bool {
 
 /// Nothing of Horizon.
 async fn as_found(net: &Net) -> bool {
-    net.link("hzn0").await.unwrap().is_none()
-        && !has_table().await
-        && Sysctls::default().read(FORWARD).unwrap() == "0"
+    let settings = [FORWARD, "net/ipv6/conf/all/forwarding"].map(|s| Sysctls::default().read(s).unwrap());
+    net.link("hzn0").await.unwrap().is_none() && !has_table().await && settings == ["0", "0"]
 }
 
 #[test]
@@ -172,6 +171,8 @@ fn a_state_that_is_not_for_us_changes_nothing() {
         let port = free_port();
         controller.change(base(port));
         let net = Net::open().unwrap();
+        // The host has no use for IPv6; its tunnel has.
+        sh("sysctl -qw net.ipv6.conf.default.disable_ipv6=1");
         let _program = Program::run(&state);
         let (mut peer, _) = controller.attach().await;
         peer.say(0, controller.snapshot()).await;
@@ -359,5 +360,26 @@ fn enrolling_again_is_harmless_and_mistakes_are_named() {
         assert!(said(&["run"], &state).contains("another horizon-appliance works in"));
         program.signal(Signal::SIGTERM);
         assert!(program.ended().await);
+    });
+}
+
+#[test]
+fn a_new_address_is_a_reason_to_try_the_controller_at_once() {
+    isolated("a_new_address_is_a_reason_to_try_the_controller_at_once", || async {
+        let dir = tempfile::tempdir().unwrap();
+        let mut controller = Controller::new();
+        controller.address = [10, 9, 9, 9].into();
+        let home = "ip link add v0 type veth peer name v1; ip link set v1 up; ip link set v0 up";
+        let (plug, unplug) = ("ip address add 10.9.9.9/24 dev v0", "ip address delete 10.9.9.9/24 dev v0");
+        sh(&format!("{home}; {plug}"));
+        let state = enrolled(&controller, &dir).await;
+        sh(unplug);
+        let _program = Program::run(&state);
+        // Nothing leads to the controller, so the attempt would last for many seconds.
+        assert!(!status(&state).await.controller.connected);
+        sh(plug);
+        let started = tokio::time::Instant::now();
+        let (_peer, _) = controller.attach().await;
+        assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
     });
 }

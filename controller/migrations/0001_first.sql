@@ -198,6 +198,7 @@ CREATE TABLE connections (
 CREATE UNIQUE INDEX connections_one_access ON connections(user_uid)
     WHERE kind = 'access' AND status IN ('requested', 'active');
 CREATE INDEX connections_live_server ON connections(server_id) WHERE status IN ('requested', 'active');
+CREATE INDEX connections_live_status ON connections(status) WHERE status IN ('requested', 'active');
 CREATE INDEX connections_device ON connections(device_id);
 CREATE INDEX connections_start ON connections(connection_start);
 

@@ -21,7 +21,7 @@ fn program() -> Command {
 }
 
 fn run(arguments: &[&str]) -> Output {
-    program().args(arguments).output().unwrap()
+    program().args(arguments).output().expect("the program starts")
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -31,9 +31,9 @@ fn text(bytes: &[u8]) -> String {
 /// A fresh organisation.
 fn organisation(dir: &Path) -> String {
     let org = dir.join("org");
-    let made = run(&["init", org.to_str().unwrap(), "--advertise", "192.0.2.1"]);
+    let made = run(&["init", org.to_str().expect("UTF-8"), "--advertise", "192.0.2.1"]);
     assert!(made.status.success(), "{}", text(&made.stderr));
-    org.join("config.toml").to_str().unwrap().to_owned()
+    org.join("config.toml").to_str().expect("UTF-8").to_owned()
 }
 
 /// Starts a controller and waits for the line that says that it runs.
@@ -43,12 +43,12 @@ fn start(config: &str, format: &str) -> (Child, BufReader<impl Read>) {
         .args(["--log-format", format])
         .stderr(Stdio::piped())
         .spawn()
-        .unwrap();
-    let mut log = BufReader::new(child.stderr.take().unwrap());
+        .expect("the program starts");
+    let mut log = BufReader::new(child.stderr.take().expect("it is piped"));
     let mut line = String::new();
     while !line.contains("the controller runs") {
         line.clear();
-        assert_ne!(log.read_line(&mut line).unwrap(), 0, "the controller ended");
+        assert_ne!(log.read_line(&mut line).expect("log lines are UTF-8"), 0, "the controller ended");
     }
     if format == "json" {
         assert!(line.starts_with('{') && line.contains("\"level\":\"INFO\""), "{line}");

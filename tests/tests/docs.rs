@@ -26,7 +26,9 @@ fn documents() -> Vec<PathBuf> {
     for folder in ["docs", "examples"] {
         collect(&root.join(folder), &mut found);
     }
-    found.extend(["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|name| root.join(name)));
+    found.extend(
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|name| root.join(name)),
+    );
     found
 }
 
@@ -77,7 +79,8 @@ fn mentioned(text: &str, name: &str) -> BTreeSet<String> {
             in_block = !in_block;
             continue;
         }
-        let codes: Vec<&str> = if in_block { vec![line] } else { line.split('`').skip(1).step_by(2).collect() };
+        let codes: Vec<&str> =
+            if in_block { vec![line] } else { line.split('`').skip(1).step_by(2).collect() };
         for code in codes {
             let mut words = code.split_whitespace().skip_while(|word| *word != name).skip(1).peekable();
             if words.peek() == Some(&"--config") {
@@ -85,7 +88,10 @@ fn mentioned(text: &str, name: &str) -> BTreeSet<String> {
                 words.next();
             }
             let word = words.next().unwrap_or_default();
-            if !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c == '-') && !word.starts_with('-') {
+            if !word.is_empty()
+                && word.chars().all(|c| c.is_ascii_lowercase() || c == '-')
+                && !word.starts_with('-')
+            {
                 found.insert(word.to_owned());
             }
         }

@@ -93,8 +93,8 @@ impl Ruleset {
              table {table} {{\n\
              \x20 chain clamp {{\n\
              \x20   type filter hook forward priority mangle; policy accept;\n\
-             \x20   oifname \"{tun}\" tcp flags syn / syn,rst tcp option maxseg size set rt mtu\n\
-             \x20   iifname \"{tun}\" tcp flags syn / syn,rst tcp option maxseg size set rt mtu\n\
+             \x20   oifname \"{tun}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu\n\
+             \x20   iifname \"{tun}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu\n\
              \x20 }}\n\
              \x20 chain forward {{\n\
              \x20   type filter hook forward priority filter; policy accept;\n\

@@ -4,6 +4,7 @@
 
 use std::{
     future::Future,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -127,6 +128,8 @@ pub(crate) async fn status(state: &Path) -> Status {
 /// A controller in the hands of the test.
 pub(crate) struct Controller {
     listener: Listener,
+    /// The address that tokens name.
+    pub(crate) address: IpAddr,
     keys: [SigningKey; 3],
     keyset: proto::SignedKeySet,
     pub(crate) server: ServerId,
@@ -151,7 +154,8 @@ impl Controller {
             issued: 1,
         };
         Self {
-            listener: Listener::bind("127.0.0.1:0".parse().unwrap(), tls).unwrap(),
+            listener: Listener::bind("0.0.0.0:0".parse().unwrap(), tls).unwrap(),
+            address: [127, 0, 0, 1].into(),
             keyset: keyset.sign(root, None),
             keys,
             server: ServerId(Uuid::from_u128(77)),
@@ -162,7 +166,9 @@ impl Controller {
 
     pub(crate) fn token(&self) -> String {
         RegistrationToken {
-            controllers: vec![self.listener.local_addr().unwrap().to_string()],
+            controllers: vec![
+                SocketAddr::new(self.address, self.listener.local_addr().unwrap().port()).to_string(),
+            ],
             root: key::root_id(&self.keys[0].public()),
             key_name: "test".into(),
             secret: Secret::new([8; 32]),
@@ -243,7 +249,7 @@ impl Controller {
 
 /// A connected appliance.
 pub(crate) struct Peer {
-    remote: std::net::SocketAddr,
+    remote: SocketAddr,
     sender: Sender,
     receiver: Receiver,
 }

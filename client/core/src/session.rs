@@ -325,13 +325,12 @@ impl Machine {
         Ok(())
     }
 
-    /// A session that was granted before this process began is taken up again.
+    /// A session that was granted before this process began is taken up again. When the server does not answer, the host
+    /// is put back as after any other attempt: nobody who starts a machine is to find it cut off.
     pub fn handle_resume(&mut self, now: Instant, ticket: Ticket) {
         if matches!(self.state, State::Idle(_)) {
             let wish = Wish { server: ticket.server_name.clone(), take_over: None, confirm_within: None };
-            let live = Live::new(now, wish, &ticket);
-            self.effects.push_back(Effect::Start(Box::new(ticket)));
-            self.enter(State::Reconnecting { live, since: now, refresh: Refresh::At(now + REFRESH_AFTER) });
+            self.begin(now, wish, Box::new(ticket));
         }
     }
 

@@ -241,7 +241,7 @@ fn a_resumed_session_waits_for_its_path_and_keys_wait_for_its_end() {
     let now = Instant::now();
     let mut machine = Machine::default();
     machine.handle_resume(now, *ticket(7));
-    assert_eq!((machine.phase(), machine.server()), (Phase::Reconnecting, Some("paris-1")));
+    assert_eq!((machine.phase(), machine.server()), (Phase::Connecting, Some("paris-1")));
     assert_eq!(effects(&mut machine), ["start 7"]);
     assert_eq!(machine.handle_enrol(now).unwrap_err().kind, FailureKind::Usage);
     machine.handle_host(now, Ok(()));

@@ -5,6 +5,7 @@ mod actor;
 mod data;
 mod device;
 mod host;
+mod keeper;
 mod link;
 mod refusal;
 mod resolver;
@@ -28,6 +29,11 @@ pub use supervisor::supervise;
 pub const DEFAULT_SOCKET: &str = "/run/horizon/client.sock";
 /// Where it keeps its state unless told otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/horizon-client";
+
+/// How long a service waits for one that is stopping; putting the host back takes a fraction of it.
+const START_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a repair waits for a service that is ending.
+const REPAIR_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How the service runs.
 #[derive(Clone, Debug)]
@@ -54,6 +60,7 @@ pub struct Settings {
 pub fn repair(settings: &Settings) -> anyhow::Result<bool> {
     runtime()?.block_on(async {
         let store = store::Store::open(&settings.state_dir)?;
+        let _alone = store.lock(REPAIR_PATIENCE).await?;
         Ok(host::repair(&store).await?)
     })
 }
@@ -70,6 +77,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 async fn serve(settings: &Settings) -> anyhow::Result<()> {
     let access = access::Access::new(settings.owner.as_deref(), settings.group.as_deref())?;
     let store = store::Store::open(&settings.state_dir)?;
+    let _alone = store.lock(START_PATIENCE).await?;
     // Of a damaged journal nothing can be undone; it must not keep the user from working.
     if let Err(error) = host::repair(&store).await {
         tracing::error!(%error, "what a former run left could not be put back completely");

@@ -42,7 +42,11 @@ pub(super) async fn bind(path: &Path, access: Access) -> io::Result<UnixListener
             if is_alive(path).await {
                 return Err(io::Error::new(io::ErrorKind::AddrInUse, "another service listens there"));
             }
-            std::fs::remove_file(path)?;
+            match std::fs::remove_file(path) {
+                // A service that stops takes its socket along.
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
         }
         Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it exists and is no socket")),
         Err(_) => {}

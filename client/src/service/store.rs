@@ -5,6 +5,7 @@ use std::{
     fmt, fs, io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use aws_lc_rs::rand;
@@ -17,8 +18,10 @@ use horizon_wire::{
     proto,
 };
 use prost::Message;
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 /// The largest file that is read, in bytes.
@@ -81,6 +84,8 @@ impl Enrolment {
 #[serde(rename_all = "camelCase")]
 struct StoredSession {
     ticket: String,
+    /// The run of the machine it belongs to: whoever restarts the machine starts without a session.
+    boot: String,
 }
 
 /// The state directory.
@@ -95,6 +100,23 @@ impl Store {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
         made.map_err(|e| StoreError { action: "make", path: dir.into(), cause: e.to_string() })?;
         Ok(Self { dir: dir.into() })
+    }
+
+    /// Keeps other processes from using the directory until the file that is returned is closed. Waits for one that is on
+    /// its way out, and for no more than `patience`.
+    pub(super) async fn lock(&self, patience: Duration) -> Result<fs::File, StoreError> {
+        const NAME: &str = "lock";
+        let mut options = fs::OpenOptions::new();
+        let opened = options.create(true).truncate(false).write(true).mode(0o600).open(self.dir.join(NAME));
+        let file = opened.map_err(|e| self.error("open", NAME, e))?;
+        let waiting = file.try_clone().map_err(|e| self.error("open", NAME, e))?;
+        let locked = tokio::task::spawn_blocking(move || flock(&waiting, FlockOperation::LockExclusive));
+        match timeout(patience, locked).await {
+            Ok(Ok(Ok(()))) => Ok(file),
+            Ok(Ok(Err(e))) => Err(self.error("lock", NAME, e)),
+            Ok(Err(e)) => Err(self.error("lock", NAME, e)),
+            Err(_) => Err(self.error("lock", NAME, "a service that runs uses this folder; stop it first")),
+        }
     }
 
     /// The device key; made at the first call.
@@ -122,16 +144,18 @@ impl Store {
         self.write_json("enrolment.json", enrolment)
     }
 
-    /// The ticket of the session in use, if any. Its signature has to be verified again.
+    /// The ticket of the session in use, if any since the machine was started. Its signature has to be verified again.
     pub(super) fn ticket(&self) -> Result<Option<proto::Envelope>, StoreError> {
         let stored: Option<StoredSession> = self.read_json("session.json")?;
-        Ok(stored.and_then(|s| decode(&s.ticket)))
+        Ok(stored.filter(|s| s.boot == boot()).and_then(|s| decode(&s.ticket)))
     }
 
     /// Keeps the ticket of the session in use, or forgets it.
     pub(super) fn set_ticket(&self, ticket: Option<&proto::Envelope>) -> Result<(), StoreError> {
         match ticket {
-            Some(ticket) => self.write_json("session.json", &StoredSession { ticket: encode(ticket) }),
+            Some(ticket) => {
+                self.write_json("session.json", &StoredSession { ticket: encode(ticket), boot: boot() })
+            }
             None => self.remove("session.json"),
         }
     }
@@ -209,6 +233,11 @@ impl Store {
     fn error(&self, action: &'static str, name: &str, cause: impl fmt::Display) -> StoreError {
         StoreError { action, path: self.dir.join(name), cause: cause.to_string() }
     }
+}
+
+/// Names the run of the machine (random(4)).
+fn boot() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 fn encode(message: &impl Message) -> String {

@@ -94,6 +94,9 @@ fn start() -> anyhow::Result<Child> {
     Command::new(program)
         .args(std::env::args_os().skip(1))
         .env(CHILD, std::process::id().to_string())
+        // glibc would keep the large buffers of closed connections for later; the service has no later use for them.
+        .env("MALLOC_MMAP_THRESHOLD_", "131072")
+        .env("MALLOC_ARENA_MAX", "2")
         .spawn()
         .context("cannot start the service")
 }

@@ -1,6 +1,6 @@
 //! Performs what changes the host, one job after the other, so that putting back never overtakes changing.
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc};
+use std::{error::Error, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use horizon_client_core::{
     failure::Failure,
@@ -138,7 +138,7 @@ impl Worker {
     async fn repair(&mut self) -> Result<(), Failure> {
         let Some(active) = &self.active else { return Ok(()) };
         tracing::warn!(device = %self.places.device, "the TUN device was taken away; making it again");
-        active.plane.attach(self.device(&active.ticket)?)?;
+        active.plane.attach(self.device(&active.ticket).await?)?;
         host::make(&self.net, &active.journal.changes).await?;
         self.path.send_modify(|p| p.device_lost = false);
         Ok(())
@@ -157,7 +157,7 @@ impl Worker {
         };
         let journal = Journal::new(changes, resolver);
         self.store.set_journal(Some(&journal)).map_err(host::HostError::from)?;
-        let device = self.device(ticket)?;
+        let device = self.device(ticket).await?;
         let Some(active) = &mut self.active else { return Ok(()) };
         active.journal = journal;
         active.plane.attach(device)?;
@@ -171,9 +171,19 @@ impl Worker {
         Ok(())
     }
 
-    fn device(&self, ticket: &Ticket) -> Result<TunDevice, Failure> {
-        TunDevice::create(&self.places.device, ticket.mtu, true)
-            .map_err(|e| Failure::failed(e.to_string(), ""))
+    /// Makes the TUN device. One that a killed process held takes a moment to vanish.
+    async fn device(&self, ticket: &Ticket) -> Result<TunDevice, Failure> {
+        const TRIES: u32 = 100;
+        const PAUSE: Duration = Duration::from_millis(10);
+        let mut tries = 0;
+        loop {
+            match TunDevice::create(&self.places.device, ticket.mtu, true) {
+                Ok(device) => return Ok(device),
+                Err(error) if tries < TRIES && is_busy(&error) => tokio::time::sleep(PAUSE).await,
+                Err(error) => return Err(Failure::failed(error.to_string(), "")),
+            }
+            tries += 1;
+        }
     }
 
     async fn stop(&mut self) {
@@ -191,4 +201,9 @@ impl Worker {
         }
         self.path.send_replace(PathState::default());
     }
+}
+
+fn is_busy(error: &dyn Error) -> bool {
+    let cause = error.source().and_then(|e| e.downcast_ref::<std::io::Error>());
+    cause.is_some_and(|e| e.kind() == std::io::ErrorKind::ResourceBusy)
 }

@@ -34,6 +34,11 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
+/// Deletes a link, as somebody might by hand.
+pub(crate) fn delete_link(name: &str) {
+    runtime().block_on(async { Net::open().unwrap().delete_link(name).await.unwrap() });
+}
+
 /// Everything of the host that a session may change.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Picture(Vec<String>);
@@ -62,6 +67,11 @@ impl Picture {
         lines.push(format!("resolv.conf link={} mode={:o}", found.is_symlink(), found.mode()));
         lines.push(std::fs::read_to_string(resolv_conf).unwrap());
         Self(lines)
+    }
+
+    /// In how many lines a text appears.
+    pub(crate) fn count(&self, text: &str) -> usize {
+        self.0.iter().filter(|line| line.contains(text)).count()
     }
 
     /// Whether a text appears anywhere.

@@ -61,6 +61,13 @@ fn a_session_changes_the_host_and_gives_it_back() {
         assert!(during.has("nameserver 100.64.0.1") && during.has("search example.org"), "{during:#?}");
         assert!(!during.has("nameserver 192.0.2.53"), "{during:#?}");
 
+        // Somebody deletes the device: it comes back with all that leads to it.
+        host::delete_link("hzn-client");
+        eventually("the device is made again", || {
+            let now = Picture::take(&bench.resolv_conf());
+            now.has("hzn-client") && now.count("table: 18522") == during.count("table: 18522")
+        });
+
         let ended = bench.horizon(&["disconnect"]);
         assert_eq!(ended.code, 0, "{ended:?}");
         assert_eq!(Picture::take(&bench.resolv_conf()), found);

@@ -4,8 +4,8 @@
 use std::{cell::LazyCell, collections::BTreeMap, sync::Arc};
 
 use horizon_crds::{
-    Cidr, Issue, KindName, Name, Names, Origin as Place, Reference, ReferenceTarget, Resource, ResourceId, ServerSpec,
-    VirtualNetworkSpec,
+    Cidr, Issue, KindName, Name, Names, Origin as Place, Reference, ReferenceTarget, Resource, ResourceId,
+    ServerSpec, VirtualNetworkSpec,
 };
 
 use crate::{
@@ -106,7 +106,9 @@ impl<F: FnOnce() -> Names> Round<'_, F> {
             return Vec::new();
         }
         let known = old.map(Resource::references).unwrap_or_default();
-        let tolerated = |reference: &Reference| known.iter().any(|k| k.target == reference.target && k.name == reference.name);
+        let tolerated = |reference: &Reference| {
+            known.iter().any(|k| k.target == reference.target && k.name == reference.name)
+        };
         let fields: Vec<_> = missing.iter().filter(|r| !tolerated(r)).map(|r| r.field.as_str()).collect();
         let issues = self.names.dangling(resource).into_iter();
         issues.filter(|issue| fields.contains(&issue.field.as_str())).collect()
@@ -165,7 +167,9 @@ fn overlap(index: &Index, next: &Index, id: &ResourceId, spec: &VirtualNetworkSp
         }
         let theirs = held(&other_id);
         for (i, range) in spec.address_ranges.iter().enumerate() {
-            let Some(clash) = network.spec.address_ranges.iter().find(|r| r.overlaps(*range)) else { continue };
+            let Some(clash) = network.spec.address_ranges.iter().find(|r| r.overlaps(*range)) else {
+                continue;
+            };
             let (i_held, they_held) = (mine.contains(range), theirs.contains(clash));
             let theirs_first = if i_held == they_held { other_id < *id } else { they_held };
             if theirs_first {

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use horizon_crds::{KindName, LifecycleState, Resource, ServerSpec};
 use horizon_model::{
-    ApplianceState, EgressEntry, EntryBody, EntryId, NetworkEntry, NetworkId, PublicKey, Secret, ServerId, SessionEntry, SessionId,
-    SessionKind, SessionNetwork, SettingsEntry, TicketNetwork, TunnelEntry,
+    ApplianceState, EgressEntry, EntryBody, EntryId, NetworkEntry, NetworkId, PublicKey, Secret, ServerId,
+    SessionEntry, SessionId, SessionKind, SessionNetwork, SettingsEntry, TicketNetwork, TunnelEntry,
 };
 use ipnet::IpNet;
 
@@ -44,7 +44,8 @@ pub fn base_state(index: &Index, server: ServerId) -> Option<ApplianceState> {
         return Some(state);
     }
     let heartbeat = index.security_policy(namespace).heartbeat_interval.get().as_secs();
-    let settings = SettingsEntry { heartbeat_seconds: u32::try_from(heartbeat).unwrap_or(u32::MAX).clamp(1, 3600) };
+    let settings =
+        SettingsEntry { heartbeat_seconds: u32::try_from(heartbeat).unwrap_or(u32::MAX).clamp(1, 3600) };
     state.entries.insert(EntryId::settings(), EntryBody::Settings(settings));
     state.entries.insert(EntryId::tunnel(), EntryBody::Tunnel(tunnel(spec)));
     let ranges = spec.egress.address_ranges.iter().map(|range| range.get()).collect();
@@ -52,7 +53,9 @@ pub fn base_state(index: &Index, server: ServerId) -> Option<ApplianceState> {
     state.entries.insert(EntryId::egress(), EntryBody::Egress(egress));
     for name in &spec.networks {
         let Some(stored) = index.get(KindName::VirtualNetwork, namespace, name) else { continue };
-        let (Some(id), Resource::VirtualNetwork(network)) = (stored.number, &*stored.resource) else { continue };
+        let (Some(id), Resource::VirtualNetwork(network)) = (stored.number, &*stored.resource) else {
+            continue;
+        };
         let entry = NetworkEntry {
             id,
             name: name.to_string(),
@@ -66,7 +69,8 @@ pub fn base_state(index: &Index, server: ServerId) -> Option<ApplianceState> {
 
 /// The appliance holds the first host address of each access range.
 fn tunnel(spec: &ServerSpec) -> TunnelEntry {
-    let addresses = spec.egress.address_ranges.iter().filter_map(|range| appliance_address(range.get())).collect();
+    let addresses =
+        spec.egress.address_ranges.iter().filter_map(|range| appliance_address(range.get())).collect();
     TunnelEntry { port: spec.tunnel.port, mtu: spec.tunnel.mtu, addresses }
 }
 

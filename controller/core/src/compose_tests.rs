@@ -1,5 +1,7 @@
 use horizon_crds::KindName;
-use horizon_model::{EntryBody, EntryId, Inbound, NetworkId, PublicKey, Secret, ServerId, SessionId, SessionKind};
+use horizon_model::{
+    EntryBody, EntryId, Inbound, NetworkId, PublicKey, Secret, ServerId, SessionId, SessionKind,
+};
 use uuid::Uuid;
 
 use crate::{
@@ -10,11 +12,25 @@ use crate::{
 
 fn world() -> World {
     World::of(&[
-        ("berlin", document("Server", "berlin", "capabilities = [\"vpn\", \"lanEmulation\"]\nnetworks = [\"games\"]\ntunnel.port = 4000")),
+        (
+            "berlin",
+            document(
+                "Server",
+                "berlin",
+                "capabilities = [\"vpn\", \"lanEmulation\"]\nnetworks = [\"games\"]\ntunnel.port = 4000",
+            ),
+        ),
         ("games", document("VirtualNetwork", "games", "addressRanges = [\"10.77.0.0/24\"]\nmtu = 1300")),
         ("security", document("SecurityPolicy", "bounds", "heartbeatInterval = \"5s\"")),
         ("ana", document("User", "ana", "")),
-        ("p", document("AccessPolicy", "p", "capabilities = [\"vpn\", \"lanEmulation\"]\nsubjects.users = [\"ana\"]\nservers = [\"*\"]\nnetworks = [\"games\"]\ndestinations = [{ cidr = \"10.0.0.0/8\" }]")),
+        (
+            "p",
+            document(
+                "AccessPolicy",
+                "p",
+                "capabilities = [\"vpn\", \"lanEmulation\"]\nsubjects.users = [\"ana\"]\nservers = [\"*\"]\nnetworks = [\"games\"]\ndestinations = [{ cidr = \"10.0.0.0/8\" }]",
+            ),
+        ),
     ])
 }
 
@@ -68,7 +84,8 @@ fn the_appliance_holds_the_first_address() {
 fn a_session_holds_what_is_granted_and_given() {
     let world = world();
     let grant =
-        grant_named(&world.index, GrantFacts::POLICY_ONLY, &name("default"), &name("ana"), &name("berlin")).unwrap();
+        grant_named(&world.index, GrantFacts::POLICY_ONLY, &name("default"), &name("ana"), &name("berlin"))
+            .unwrap();
     let both = session(&[(0, "100.96.0.7"), (1, "10.77.0.9")]);
     let Some(EntryBody::Session(entry)) = session_entry(&grant, &both) else { panic!() };
     assert_eq!(entry.networks.len(), 2);
@@ -79,9 +96,14 @@ fn a_session_holds_what_is_granted_and_given() {
     let tickets = ticket_networks(&grant, &both);
     assert_eq!(tickets[0].addresses[0].to_string(), "100.96.0.7/16");
     assert_eq!(tickets[0].routes.len(), 2);
-    assert_eq!((tickets[1].name.as_str(), tickets[1].routes[0].to_string()), ("games", "10.77.0.0/24".into()));
+    assert_eq!(
+        (tickets[1].name.as_str(), tickets[1].routes[0].to_string()),
+        ("games", "10.77.0.0/24".into())
+    );
 
-    let Some(EntryBody::Session(lan)) = session_entry(&grant, &session(&[(1, "10.77.0.9")])) else { panic!() };
+    let Some(EntryBody::Session(lan)) = session_entry(&grant, &session(&[(1, "10.77.0.9")])) else {
+        panic!()
+    };
     assert!(lan.rules.is_empty(), "rules are for the access network");
     assert_eq!(session_entry(&grant, &session(&[(7, "10.1.1.1")])), None, "nothing left");
 }

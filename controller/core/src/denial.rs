@@ -1,7 +1,8 @@
 //! Why something is refused, and the document that would allow it.
 
 use horizon_crds::{
-    AccessPolicySpec, Destination, Document, Metadata, Name, Resource, ServerSelector, ServerSpec, Subjects, document::to_toml,
+    AccessPolicySpec, Destination, Document, Metadata, Name, Resource, ServerSelector, ServerSpec, Subjects,
+    document::to_toml,
 };
 use horizon_model::{Capability, Protocol};
 use thiserror::Error;
@@ -66,7 +67,9 @@ impl Denial {
         match self {
             Self::UnknownUser { user } => format!("ask an administrator to declare a User '{user}'"),
             Self::UserGone => "ask an administrator for a new invitation".into(),
-            Self::ServerGone | Self::UnknownServer { .. } => "list the servers you may use, and choose one of them".into(),
+            Self::ServerGone | Self::UnknownServer { .. } => {
+                "list the servers you may use, and choose one of them".into()
+            }
             Self::Suspended { .. } => "ask an administrator to end the suspension".into(),
             Self::DeviceRevoked | Self::KeyRevoked | Self::KeyExpired => {
                 "ask an administrator for a new personal key and add it to this device".into()
@@ -75,12 +78,18 @@ impl Denial {
                 format!("an administrator can allow it with this document:\n\n{}", toml(allowing))
             }
             Self::NothingInCommon { allowing, .. } => {
-                format!("an administrator can allow it by changing the {} to:\n\n{}", allowing.id(), toml(allowing))
+                format!(
+                    "an administrator can allow it by changing the {} to:\n\n{}",
+                    allowing.id(),
+                    toml(allowing)
+                )
             }
             Self::Maintenance { .. } => "try again later, or use another server".into(),
             Self::Decommissioned { .. } | Self::ServerRevoked { .. } => "use another server".into(),
             Self::Unregistered { server } => {
-                format!("make a registration token (`horizon-controller token {server}`) and enrol an appliance with it")
+                format!(
+                    "make a registration token (`horizon-controller token {server}`) and enrol an appliance with it"
+                )
             }
             Self::Quarantined { server } => {
                 format!("an administrator can approve the identity: `horizon-controller approve {server}`")
@@ -90,7 +99,8 @@ impl Denial {
 
     pub(crate) fn no_policy(namespace: &Name, user: &Name, server: &Name, spec: &ServerSpec) -> Self {
         let offers = |capability| spec.capabilities.contains(&capability);
-        let mut capabilities: Vec<_> = spec.capabilities.iter().copied().filter(|c| opens_access(*c)).collect();
+        let mut capabilities: Vec<_> =
+            spec.capabilities.iter().copied().filter(|c| opens_access(*c)).collect();
         let networks = if offers(Capability::LanEmulation) { spec.networks.clone() } else { Vec::new() };
         if !networks.is_empty() {
             capabilities.push(Capability::LanEmulation);
@@ -98,7 +108,8 @@ impl Denial {
         if capabilities.is_empty() {
             capabilities.push(Capability::Vpn);
         }
-        let destinations = if capabilities.iter().copied().any(opens_access) { everywhere() } else { Vec::new() };
+        let destinations =
+            if capabilities.iter().copied().any(opens_access) { everywhere() } else { Vec::new() };
         let allowing = Resource::AccessPolicy(Document {
             metadata: Metadata::new(namespace.clone(), policy_name(user, server)),
             spec: AccessPolicySpec {
@@ -114,13 +125,18 @@ impl Denial {
     }
 
     /// Policies match, but nothing they list is offered by the server: the server's document is what to change.
-    pub(crate) fn nothing_in_common(server: &Name, stored: &Resource, policies: &[&AccessPolicySpec]) -> Self {
+    pub(crate) fn nothing_in_common(
+        server: &Name,
+        stored: &Resource,
+        policies: &[&AccessPolicySpec],
+    ) -> Self {
         let mut allowing = stored.clone();
         let mut missing = Vec::new();
         if let Resource::Server(document) = &mut allowing {
             let spec = &mut document.spec;
             for policy in policies {
-                let opening: Vec<_> = policy.capabilities.iter().copied().filter(|c| opens_access(*c)).collect();
+                let opening: Vec<_> =
+                    policy.capabilities.iter().copied().filter(|c| opens_access(*c)).collect();
                 if !policy.destinations.is_empty() && !opening.iter().any(|c| spec.capabilities.contains(c)) {
                     let wanted = opening.first().copied().unwrap_or(Capability::Vpn);
                     missing.push(format!("the capability {}", camel(wanted)));

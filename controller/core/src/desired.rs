@@ -34,7 +34,9 @@ impl From<Parsed> for File {
         let complete = parsed.is_complete();
         let resources = parsed.resources.into_iter();
         Self {
-            resources: resources.map(|(resource, place)| Candidate { resource: Arc::new(resource), place }).collect(),
+            resources: resources
+                .map(|(resource, place)| Candidate { resource: Arc::new(resource), place })
+                .collect(),
             problems: parsed.problems,
             complete,
         }
@@ -55,6 +57,9 @@ impl File {
     }
 }
 
+/// A file that mentions a resource, with the position among its good ones, or `None` when it is broken there.
+type Mention = (Arc<str>, Option<usize>);
+
 /// What is wanted of one resource.
 #[derive(Debug)]
 pub(crate) enum Wanted<'a> {
@@ -71,7 +76,7 @@ pub(crate) enum Wanted<'a> {
 pub struct Desired {
     files: BTreeMap<Arc<str>, Arc<File>>,
     /// By resource, the files that mention it, in order, each with its position in the file.
-    mentions: HashMap<ResourceId, Vec<(Arc<str>, Option<usize>)>>,
+    mentions: HashMap<ResourceId, Vec<Mention>>,
     complete: bool,
 }
 
@@ -165,7 +170,8 @@ impl Desired {
             if let Some((_, candidate)) = self.candidates(id).find(|(path, _)| *path == home) {
                 return Wanted::Be(candidate);
             }
-            let mentioned = self.mentions.get(id).is_some_and(|places| places.iter().any(|(path, _)| path == home));
+            let mentioned =
+                self.mentions.get(id).is_some_and(|places| places.iter().any(|(path, _)| path == home));
             let unreadable = match self.files.get(home) {
                 Some(file) => !file.complete,
                 None => !self.complete,

@@ -3,7 +3,9 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use horizon_crds::{AccessPolicySpec, KindName, LifecycleState, Name, Resource, ServerSelector, ServerSpec, UserSpec};
+use horizon_crds::{
+    AccessPolicySpec, KindName, LifecycleState, Name, Resource, ServerSelector, ServerSpec, UserSpec,
+};
 use horizon_model::{Capability, DestinationRule, Inbound, NetworkId, ServerId};
 use ipnet::IpNet;
 use uuid::Uuid;
@@ -85,9 +87,16 @@ pub fn grant(index: &Index, facts: GrantFacts, user: Uuid, server: ServerId) -> 
 ///
 /// # Errors
 /// As [`grant`].
-pub fn grant_named(index: &Index, facts: GrantFacts, namespace: &Name, user: &Name, server: &Name) -> Result<Grant, Denial> {
+pub fn grant_named(
+    index: &Index,
+    facts: GrantFacts,
+    namespace: &Name,
+    user: &Name,
+    server: &Name,
+) -> Result<Grant, Denial> {
     let person = index.user(namespace, user).ok_or_else(|| Denial::UnknownUser { user: user.clone() })?;
-    let server = index.server(namespace, server).ok_or_else(|| Denial::UnknownServer { server: server.clone() })?;
+    let server =
+        index.server(namespace, server).ok_or_else(|| Denial::UnknownServer { server: server.clone() })?;
     decide(index, facts, person, server)
 }
 
@@ -118,7 +127,12 @@ pub fn servers_for(index: &Index, user: Uuid) -> Vec<ServerId> {
 type Person<'a> = (&'a Arc<Stored>, &'a UserSpec);
 type Place<'a> = (&'a Arc<Stored>, &'a ServerSpec);
 
-fn decide(index: &Index, facts: GrantFacts, (user, person): Person<'_>, (stored, spec): Place<'_>) -> Result<Grant, Denial> {
+fn decide(
+    index: &Index,
+    facts: GrantFacts,
+    (user, person): Person<'_>,
+    (stored, spec): Place<'_>,
+) -> Result<Grant, Denial> {
     let (namespace, user, server) = (user.resource.namespace(), user.resource.name(), stored.resource.name());
     check_person(user, person, facts)?;
     let policies: Vec<_> = index
@@ -188,7 +202,8 @@ pub(crate) fn opens_access(capability: Capability) -> bool {
 
 impl Union {
     fn add(&mut self, index: &Index, namespace: &Name, server: &ServerSpec, policy: &AccessPolicySpec) {
-        let shared: Vec<_> = policy.capabilities.iter().copied().filter(|c| server.capabilities.contains(c)).collect();
+        let shared: Vec<_> =
+            policy.capabilities.iter().copied().filter(|c| server.capabilities.contains(c)).collect();
         if shared.iter().copied().any(opens_access) && !policy.destinations.is_empty() {
             self.rules.extend(policy.destinations.iter().map(DestinationRule::from));
             self.inbound |= policy.allow_inbound;
@@ -196,14 +211,23 @@ impl Union {
         if shared.contains(&Capability::LanEmulation) {
             let carried = |name: &&Name| {
                 server.networks.contains(name)
-                    && index.get(KindName::VirtualNetwork, namespace, name).is_some_and(|s| s.number.is_some())
+                    && index
+                        .get(KindName::VirtualNetwork, namespace, name)
+                        .is_some_and(|s| s.number.is_some())
             };
             self.networks.extend(policy.networks.iter().filter(carried).cloned());
         }
         self.capabilities.extend(shared);
     }
 
-    fn into_grant(self, index: &Index, namespace: &Name, id: ServerId, name: &Name, spec: &ServerSpec) -> Grant {
+    fn into_grant(
+        self,
+        index: &Index,
+        namespace: &Name,
+        id: ServerId,
+        name: &Name,
+        spec: &ServerSpec,
+    ) -> Grant {
         let rules = bounded(self.rules.into_iter().collect());
         let mut networks = Vec::new();
         if !rules.is_empty() {

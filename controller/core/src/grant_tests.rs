@@ -12,7 +12,10 @@ const EVERYWHERE: &str = "destinations = [{ cidr = \"0.0.0.0/0\" }, { cidr = \":
 fn world(extra: &[(&str, String)]) -> World {
     let mut files = vec![
         ("berlin", document("Server", "berlin", LAN)),
-        ("oslo", document("Server", "oslo", "limits.sessionRate = \"100mbit\"\negress.dns = [\"10.0.0.53\"]")),
+        (
+            "oslo",
+            document("Server", "oslo", "limits.sessionRate = \"100mbit\"\negress.dns = [\"10.0.0.53\"]"),
+        ),
         ("games", document("VirtualNetwork", "games", "addressRanges = [\"10.77.0.0/24\"]")),
         ("ana", document("User", "ana", "groups = [\"staff\"]")),
         ("ben", document("User", "ben", "")),
@@ -55,8 +58,14 @@ fn the_printed_document_allows_it() {
 #[test]
 fn policies_add_up() {
     let world = world(&[
-        policy("by-name", "subjects.users = [\"ana\"]\nservers = [\"oslo\"]\ndestinations = [{ cidr = \"10.0.0.0/8\", protocol = \"tcp\", ports = [\"443\"] }]"),
-        policy("by-group", "subjects.groups = [\"staff\"]\nservers = [\"*\"]\ndestinations = [{ cidr = \"192.0.2.0/24\" }]\nallowInbound = true"),
+        policy(
+            "by-name",
+            "subjects.users = [\"ana\"]\nservers = [\"oslo\"]\ndestinations = [{ cidr = \"10.0.0.0/8\", protocol = \"tcp\", ports = [\"443\"] }]",
+        ),
+        policy(
+            "by-group",
+            "subjects.groups = [\"staff\"]\nservers = [\"*\"]\ndestinations = [{ cidr = \"192.0.2.0/24\" }]\nallowInbound = true",
+        ),
         policy("of-others", &format!("subjects.users = [\"ben\"]\nservers = [\"*\"]\n{EVERYWHERE}")),
     ]);
     let grant = ask(&world, "ana", "oslo").unwrap();
@@ -75,8 +84,16 @@ fn routes_follow_capabilities() {
         ("hub", document("Server", "hub", "capabilities = [\"vpn\", \"trafficRouting\"]")),
         ("ana", document("User", "ana", "")),
         ("ben", document("User", "ben", "")),
-        policy("all", "subjects.users = [\"ana\"]\nservers = [\"*\"]\ndestinations = [{ cidr = \"10.0.0.0/8\" }]"),
-        policy("some", &format!("{split}\nsubjects.users = [\"ben\"]\nservers = [\"*\"]\ndestinations = [{{ cidr = \"10.0.0.0/9\" }}, {{ cidr = \"10.128.0.0/9\" }}]")),
+        policy(
+            "all",
+            "subjects.users = [\"ana\"]\nservers = [\"*\"]\ndestinations = [{ cidr = \"10.0.0.0/8\" }]",
+        ),
+        policy(
+            "some",
+            &format!(
+                "{split}\nsubjects.users = [\"ben\"]\nservers = [\"*\"]\ndestinations = [{{ cidr = \"10.0.0.0/9\" }}, {{ cidr = \"10.128.0.0/9\" }}]"
+            ),
+        ),
     ]);
     let routes = |user| -> Vec<String> {
         ask(&world, user, "hub").unwrap().networks[0].routes.iter().map(ToString::to_string).collect()
@@ -88,7 +105,10 @@ fn routes_follow_capabilities() {
 #[test]
 fn networks_need_the_server_the_policy_and_the_capability() {
     let with = |policy_spec: &str, server: &str| {
-        let mut world = world(&[policy("p", &format!("subjects.users = [\"ben\"]\nservers = [\"*\"]\nnetworks = [\"games\"]\n{policy_spec}"))]);
+        let mut world = world(&[policy(
+            "p",
+            &format!("subjects.users = [\"ben\"]\nservers = [\"*\"]\nnetworks = [\"games\"]\n{policy_spec}"),
+        )]);
         world.write("berlin", &document("Server", "berlin", server));
         world.settle();
         ask(&world, "ben", "berlin")
@@ -99,7 +119,10 @@ fn networks_need_the_server_the_policy_and_the_capability() {
     assert_eq!(grant.networks[0].inbound, Inbound::Any);
     assert!(grant.rules.is_empty());
     let missing = |result: Result<Grant, Denial>| result.unwrap_err().to_string();
-    assert!(missing(with("capabilities = [\"lanEmulation\"]", "networks = [\"games\"]")).contains("the capability lanEmulation"));
+    assert!(
+        missing(with("capabilities = [\"lanEmulation\"]", "networks = [\"games\"]"))
+            .contains("the capability lanEmulation")
+    );
     let lost = missing(with("capabilities = [\"lanEmulation\"]", "capabilities = [\"lanEmulation\"]"));
     assert!(lost.contains("the network 'games'"), "{lost}");
     assert!(missing(with("capabilities = [\"vpn\"]", LAN)).contains("policies do not list the capability"));
@@ -150,7 +173,8 @@ fn facts_and_lifecycle_decide_too() {
     ] {
         let world = world(server, user);
         let facts = GrantFacts { purpose, server: standing, device };
-        let (user, server) = (world.uid(KindName::User, "ana"), ServerId(world.uid(KindName::Server, "oslo")));
+        let (user, server) =
+            (world.uid(KindName::User, "ana"), ServerId(world.uid(KindName::Server, "oslo")));
         let answer = grant(&world.index, facts, user, server);
         match (&answer, expected) {
             (Ok(_), None) => {}
@@ -165,7 +189,8 @@ fn facts_and_lifecycle_decide_too() {
 
 #[test]
 fn a_user_sees_the_servers_that_policies_name() {
-    let world = world(&[policy("p", &format!("subjects.groups = [\"staff\"]\nservers = [\"*\"]\n{EVERYWHERE}"))]);
+    let world =
+        world(&[policy("p", &format!("subjects.groups = [\"staff\"]\nservers = [\"*\"]\n{EVERYWHERE}"))]);
     let names = |user| -> Vec<String> {
         let ids = servers_for(&world.index, world.uid(KindName::User, user));
         ids.iter().map(|id| world.index.server_by_id(*id).unwrap().0.resource.name().to_string()).collect()
@@ -179,7 +204,10 @@ fn rules_are_bounded_and_the_widest_stay() {
     let mut extra = Vec::new();
     for i in 0..6 {
         let rules: Vec<_> = (0..256).map(|k| format!("{{ cidr = \"10.{i}.{k}.0/24\" }}")).collect();
-        let spec = format!("subjects.users = [\"ana\"]\nservers = [\"oslo\"]\ndestinations = [{}]", rules.join(", "));
+        let spec = format!(
+            "subjects.users = [\"ana\"]\nservers = [\"oslo\"]\ndestinations = [{}]",
+            rules.join(", ")
+        );
         extra.push(policy(&format!("p{i}"), &spec));
     }
     extra.push(policy("wide", &format!("subjects.users = [\"ana\"]\nservers = [\"oslo\"]\n{EVERYWHERE}")));

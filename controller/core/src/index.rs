@@ -4,7 +4,8 @@
 use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use horizon_crds::{
-    AccessPolicySpec, KindName, Name, ReferenceTarget, Resource, ResourceId, RevocationTarget, SecurityPolicySpec, ServerSpec, UserSpec, VirtualNetworkSpec,
+    AccessPolicySpec, KindName, Name, ReferenceTarget, Resource, ResourceId, RevocationTarget,
+    SecurityPolicySpec, ServerSpec, UserSpec, VirtualNetworkSpec,
 };
 use horizon_model::{NetworkId, ServerId};
 use jiff::Timestamp;
@@ -100,20 +101,20 @@ impl Index {
 
     /// Puts a resource in its place.
     pub fn insert(&mut self, stored: Arc<Stored>) {
-        let list = Arc::make_mut(&mut self.kinds[slot(stored.resource.kind())]);
-        let old = match list.binary_search_by(|s| s.key().cmp(&stored.key())) {
-            Ok(at) => Some(std::mem::replace(&mut list[at], stored.clone())),
-            Err(at) => {
-                list.insert(at, stored.clone());
-                None
-            }
-        };
+        let list = &mut self.kinds[slot(stored.resource.kind())];
+        let place = list.binary_search_by(|s| s.key().cmp(&stored.key()));
+        let old = place.ok().map(|at| list[at].clone());
         let uids = Arc::make_mut(&mut self.uids);
         if let Some(old) = &old {
             uids.remove(&old.uid);
         }
         uids.insert(stored.uid, stored.clone());
         self.lookups.replace(old.as_deref(), Some(&stored));
+        let list = Arc::make_mut(list);
+        match place {
+            Ok(at) => list[at] = stored,
+            Err(at) => list.insert(at, stored),
+        }
     }
 
     /// Takes a resource away and returns it.
@@ -218,7 +219,11 @@ impl Index {
     }
 
     /// The access policies that name the user or a group of theirs, by name.
-    pub fn policies_of_user<'a>(&'a self, namespace: &'a Name, user: &Name) -> Vec<(&'a Arc<Stored>, &'a AccessPolicySpec)> {
+    pub fn policies_of_user<'a>(
+        &'a self,
+        namespace: &'a Name,
+        user: &Name,
+    ) -> Vec<(&'a Arc<Stored>, &'a AccessPolicySpec)> {
         let groups = self.user(namespace, user).map_or(&[][..], |(_, spec)| &spec.groups);
         let names = self.lookups.policies_of_subjects(namespace, user, groups);
         names.into_iter().filter_map(|name| self.policy(namespace, name)).collect()

@@ -19,7 +19,9 @@ pub use desired::{Candidate, Desired, File};
 pub use facts::{DeviceStanding, GrantFacts, Purpose, ServerStanding};
 pub use grant::{Grant, GrantedNetwork, MAX_RULE_PORTS, MAX_RULES, grant, grant_named, servers_for};
 pub use index::{Index, Origin, Stored};
-pub use plan::{Plan, PruneHeld, PruneLimit, Put, Recent, Wish, apply, declared_by, everything, plan, plan_put, preview};
+pub use plan::{
+    Plan, PruneHeld, PruneLimit, Put, Recent, Wish, apply, declared_by, everything, plan, plan_put, preview,
+};
 pub use scope::{Scope, matched_users};
 
 #[cfg(test)]

@@ -81,12 +81,24 @@ impl Lookups {
     }
 
     /// The resources of kind `from` that refer to a name.
-    pub(crate) fn referring(&self, namespace: &Name, from: KindName, target: ReferenceTarget, name: &Name) -> &[Name] {
+    pub(crate) fn referring(
+        &self,
+        namespace: &Name,
+        from: KindName,
+        target: ReferenceTarget,
+        name: &Name,
+    ) -> &[Name] {
         self.get(namespace, Mention::Reference(from, target, name.clone()))
     }
 
-    pub(crate) fn policies_of_subjects(&self, namespace: &Name, user: &Name, groups: &[Name]) -> BTreeSet<&Name> {
-        let refer = |target, name: &Name| self.referring(namespace, KindName::AccessPolicy, target, name).iter();
+    pub(crate) fn policies_of_subjects(
+        &self,
+        namespace: &Name,
+        user: &Name,
+        groups: &[Name],
+    ) -> BTreeSet<&Name> {
+        let refer =
+            |target, name: &Name| self.referring(namespace, KindName::AccessPolicy, target, name).iter();
         let by_name = refer(ReferenceTarget::Kind(KindName::User), user);
         by_name.chain(groups.iter().flat_map(|group| refer(ReferenceTarget::Group, group))).collect()
     }

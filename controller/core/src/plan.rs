@@ -91,7 +91,8 @@ pub struct Wish<'a> {
 
 /// Every resource that a plan over everything looks at.
 pub fn everything(index: &Index, desired: &Desired) -> BTreeSet<ResourceId> {
-    let from_files = index.iter().filter(|stored| matches!(stored.origin, Origin::File(_))).map(|stored| stored.id());
+    let from_files =
+        index.iter().filter(|stored| matches!(stored.origin, Origin::File(_))).map(|stored| stored.id());
     from_files.chain(desired.ids().cloned()).collect()
 }
 
@@ -198,7 +199,9 @@ fn settle(index: &Index, mut plan: Plan, proposals: BTreeMap<ResourceId, Proposa
     for (id, proposal) in proposals {
         match rejected.get(&id) {
             Some(issues) => {
-                let place = |issue: &Issue| Problem::from_issue(issue.clone(), &proposal.put.resource, &proposal.place);
+                let place = |issue: &Issue| {
+                    Problem::from_issue(issue.clone(), &proposal.put.resource, &proposal.place)
+                };
                 plan.rejected.entry(id).or_default().extend(issues.iter().map(place));
             }
             None => {
@@ -238,7 +241,11 @@ fn duplicates(desired: &Desired, id: &ResourceId, chosen: &crate::Candidate) -> 
 }
 
 /// Splits removals into those that are done and those that wait.
-fn limit(index: &Index, wish: &Wish<'_>, removals: BTreeSet<ResourceId>) -> (BTreeSet<ResourceId>, Option<PruneHeld>) {
+fn limit(
+    index: &Index,
+    wish: &Wish<'_>,
+    removals: BTreeSet<ResourceId>,
+) -> (BTreeSet<ResourceId>, Option<PruneHeld>) {
     let mut counts = BTreeMap::<KindName, usize>::new();
     for id in removals.iter().filter(|id| !wish.confirmed.contains(*id)) {
         *counts.entry(id.kind).or_default() += 1;
@@ -249,7 +256,8 @@ fn limit(index: &Index, wish: &Wish<'_>, removals: BTreeSet<ResourceId>) -> (BTr
         going > wish.limit.always && going * 100 > all * usize::from(wish.limit.percent)
     };
     let emptied = wish.desired.is_empty();
-    let held_kinds: BTreeMap<_, _> = counts.into_iter().filter(|(kind, count)| emptied || too_many(*kind, *count)).collect();
+    let held_kinds: BTreeMap<_, _> =
+        counts.into_iter().filter(|(kind, count)| emptied || too_many(*kind, *count)).collect();
     let waits = |id: &ResourceId| held_kinds.contains_key(&id.kind) && !wish.confirmed.contains(id);
     let (held, done): (BTreeSet<_>, BTreeSet<_>) = removals.into_iter().partition(waits);
     if held.is_empty() {
@@ -259,7 +267,11 @@ fn limit(index: &Index, wish: &Wish<'_>, removals: BTreeSet<ResourceId>) -> (BTr
         .iter()
         .map(|(kind, count)| format!("{count} of {} {}", index.all(*kind).len(), kind.plural()))
         .collect();
-    let why = if emptied { "the directory declares nothing any more" } else { "that is more than goes without a question" };
+    let why = if emptied {
+        "the directory declares nothing any more"
+    } else {
+        "that is more than goes without a question"
+    };
     let message = format!(
         "the files no longer declare {}: {why}, so they stay in force; confirm with `horizon-controller confirm-prune`, or \
          bring the files back",

@@ -19,7 +19,8 @@ fn messages(plan: &Plan) -> Vec<String> {
 
 #[test]
 fn edits_move_what_they_say() {
-    let mut world = World::of(&[("a.toml", document("User", "ana", "")), ("b.toml", document("Server", "berlin", ""))]);
+    let mut world =
+        World::of(&[("a.toml", document("User", "ana", "")), ("b.toml", document("Server", "berlin", ""))]);
     assert!(world.plan_all().is_empty());
     let touched = world.write("a.toml", &document("User", "ana", "suspended = true"));
     assert_eq!(touched, BTreeSet::from([id(KindName::User, "ana")]));
@@ -44,11 +45,20 @@ fn a_name_change_concerns_no_session() {
 fn only_servers_that_are_concerned_are_told() {
     let servers = ["berlin", "oslo", "rome"];
     let mut files: Vec<_> = servers.map(|s| (s, document("Server", s, ""))).to_vec();
-    files.push(("lan", document("Server", "lan", "capabilities = [\"lanEmulation\"]\nnetworks = [\"games\"]")));
+    files.push((
+        "lan",
+        document("Server", "lan", "capabilities = [\"lanEmulation\"]\nnetworks = [\"games\"]"),
+    ));
     files.push(("games", document("VirtualNetwork", "games", "addressRanges = [\"10.77.0.0/24\"]")));
     files.push(("ana", document("User", "ana", "groups = [\"staff\"]")));
     let policy = |servers: &str, cidr: &str| {
-        document("AccessPolicy", "p", &format!("subjects.groups = [\"staff\"]\nservers = [{servers}]\ndestinations = [{{ cidr = \"{cidr}\" }}]"))
+        document(
+            "AccessPolicy",
+            "p",
+            &format!(
+                "subjects.groups = [\"staff\"]\nservers = [{servers}]\ndestinations = [{{ cidr = \"{cidr}\" }}]"
+            ),
+        )
     };
     files.push(("p", policy("\"berlin\", \"oslo\"", "0.0.0.0/0")));
     let world = World::of(&files);
@@ -70,13 +80,17 @@ fn only_servers_that_are_concerned_are_told() {
     assert_eq!(beat.servers.len(), 4, "everybody beats faster");
     let lockout = told("s", &document("SecurityPolicy", "s", "lockout.threshold = 3"));
     assert!(lockout.servers.is_empty());
-    let revoked = told("r", &document("Revocation", "r", "target = { kind = \"Server\", name = \"rome\" }\nreason = \"lost\""));
+    let revoked = told(
+        "r",
+        &document("Revocation", "r", "target = { kind = \"Server\", name = \"rome\" }\nreason = \"lost\""),
+    );
     assert_eq!(revoked.servers, BTreeSet::from([server("rome")]));
 }
 
 #[test]
 fn a_broken_file_keeps_what_it_held() {
-    let mut world = World::of(&[("a.toml", document("User", "ana", "")), ("b.toml", document("User", "ben", ""))]);
+    let mut world =
+        World::of(&[("a.toml", document("User", "ana", "")), ("b.toml", document("User", "ben", ""))]);
     for text in ["not toml", "", &document("User", "ana", "suspnded = true"), &document("Usr", "ana", "")] {
         world.write("a.toml", text);
         let plan = world.plan_all();
@@ -90,7 +104,8 @@ fn a_broken_file_keeps_what_it_held() {
 
 #[test]
 fn what_another_run_left_is_found_and_broken_files_protect_it() {
-    let mut world = World::of(&[("a.toml", document("User", "ana", "")), ("b.toml", document("User", "ben", ""))]);
+    let mut world =
+        World::of(&[("a.toml", document("User", "ana", "")), ("b.toml", document("User", "ben", ""))]);
     world.desired = crate::Desired::new();
     assert!(world.plan_all().is_empty(), "nothing is listed yet");
     world.write("a.toml", "not toml");
@@ -100,7 +115,8 @@ fn what_another_run_left_is_found_and_broken_files_protect_it() {
 
 #[test]
 fn an_incomplete_listing_removes_nothing() {
-    let mut world = World::of(&[("a.toml", document("User", "ana", "")), ("b.toml", document("User", "ben", ""))]);
+    let mut world =
+        World::of(&[("a.toml", document("User", "ana", "")), ("b.toml", document("User", "ben", ""))]);
     let touched = world.delete("a.toml");
     world.desired.set_complete(false);
     assert!(world.plan(&touched, &BTreeSet::new()).is_empty());
@@ -118,13 +134,17 @@ fn removals_of_many_wait() {
         world.delete(path);
     }
     let plan = world.plan_all();
-    assert_eq!((plan.removals.len(), plan.held.clone()), (10, None), "20 % go");
+    assert_eq!((plan.removals.len(), plan.held), (10, None), "20 % go");
     world.delete(files[10].0);
     let plan = world.plan_all();
     let held = plan.held.clone().unwrap();
     assert!(plan.removals.is_empty(), "11 of 50 wait");
     assert_eq!(held.resources.len(), 11);
-    assert!(held.message.contains("11 of 50 users") && held.message.contains("confirm-prune"), "{}", held.message);
+    assert!(
+        held.message.contains("11 of 50 users") && held.message.contains("confirm-prune"),
+        "{}",
+        held.message
+    );
     let confirmed = world.plan(&held.resources, &held.resources);
     assert_eq!(confirmed.removals.len(), 11);
     world.commit(&confirmed);
@@ -167,7 +187,10 @@ fn of_two_documents_the_one_in_force_stays() {
     let plan = world.plan_all();
     assert!(plan.is_empty());
     let problem = &messages(&plan)[0];
-    assert!(problem.starts_with("a.toml:") && problem.contains("the document at b.toml:1 holds"), "{problem}");
+    assert!(
+        problem.starts_with("a.toml:") && problem.contains("the document at b.toml:1 holds"),
+        "{problem}"
+    );
     world.delete("b.toml");
     let plan = world.settle();
     assert_eq!((plan.puts.len(), plan.removals.len()), (1, 0), "it moved");
@@ -176,7 +199,8 @@ fn of_two_documents_the_one_in_force_stays() {
 
 #[test]
 fn a_moved_document_is_the_same_resource() {
-    let mut world = World::of(&[("a.toml", document("User", "ana", "")), ("c.toml", document("User", "ben", ""))]);
+    let mut world =
+        World::of(&[("a.toml", document("User", "ana", "")), ("c.toml", document("User", "ben", ""))]);
     let before = world.uid(KindName::User, "ana");
     world.delete("a.toml");
     world.write("b.toml", &document("User", "ana", ""));
@@ -189,7 +213,11 @@ fn a_moved_document_is_the_same_resource() {
 #[test]
 fn what_contradicts_is_rejected_until_it_fits() {
     let mut world = World::of(&[("u.toml", document("User", "ana", ""))]);
-    let policy = document("AccessPolicy", "p", "subjects.users = [\"anna\"]\nservers = [\"*\"]\ndestinations = [{ cidr = \"::/0\" }]");
+    let policy = document(
+        "AccessPolicy",
+        "p",
+        "subjects.users = [\"anna\"]\nservers = [\"*\"]\ndestinations = [{ cidr = \"::/0\" }]",
+    );
     world.write("p.toml", &policy);
     let plan = world.settle();
     assert!(messages(&plan)[0].contains("did you mean \"ana\"?"), "{:?}", messages(&plan));
@@ -210,19 +238,27 @@ fn a_chain_of_missing_names_is_rejected_together() {
     world.write("s.toml", &document("Server", "s", "networks = [\"nowhere\"]"));
     world.write("k.toml", &document("RegistrationKey", "k", "serverRef = \"s\""));
     let plan = world.settle();
-    assert_eq!(plan.rejected.keys().map(|id| id.kind).collect::<Vec<_>>(), [KindName::Server, KindName::RegistrationKey]);
+    assert_eq!(
+        plan.rejected.keys().map(|id| id.kind).collect::<Vec<_>>(),
+        [KindName::Server, KindName::RegistrationKey]
+    );
     assert!(plan.is_empty());
 }
 
 #[test]
 fn networks_and_bounds_do_not_collide() {
-    let network = |name: &str, range: &str| document("VirtualNetwork", name, &format!("addressRanges = [\"{range}\"]"));
-    let mut world = World::of(&[("b", network("b", "10.1.0.0/16")), ("s", document("SecurityPolicy", "b", ""))]);
+    let network =
+        |name: &str, range: &str| document("VirtualNetwork", name, &format!("addressRanges = [\"{range}\"]"));
+    let mut world =
+        World::of(&[("b", network("b", "10.1.0.0/16")), ("s", document("SecurityPolicy", "b", ""))]);
     world.write("a", &network("a", "10.0.0.0/8"));
     world.write("t", &document("SecurityPolicy", "a", ""));
     let plan = world.settle();
     let texts = messages(&plan);
-    assert!(texts.iter().any(|t| t.contains("10.0.0.0/8 overlaps 10.1.0.0/16 of VirtualNetwork default/b")), "{texts:?}");
+    assert!(
+        texts.iter().any(|t| t.contains("10.0.0.0/8 overlaps 10.1.0.0/16 of VirtualNetwork default/b")),
+        "{texts:?}"
+    );
     assert!(texts.iter().any(|t| t.contains("already has SecurityPolicy default/b")), "{texts:?}");
     // Two newcomers: the first by name.
     world.write("x", &network("x", "192.168.0.0/16"));
@@ -242,7 +278,13 @@ fn networks_and_bounds_do_not_collide() {
 #[test]
 fn servers_keep_clear_of_networks() {
     let server = |range: &str| {
-        document("Server", "s", &format!("capabilities = [\"lanEmulation\"]\nnetworks = [\"n\"]\negress.addressRanges = [\"{range}\"]"))
+        document(
+            "Server",
+            "s",
+            &format!(
+                "capabilities = [\"lanEmulation\"]\nnetworks = [\"n\"]\negress.addressRanges = [\"{range}\"]"
+            ),
+        )
     };
     let network = |range: &str| document("VirtualNetwork", "n", &format!("addressRanges = [\"{range}\"]"));
     let mut world = World::of(&[("s", server("10.1.0.0/16")), ("n", network("10.2.0.0/16"))]);
@@ -255,7 +297,10 @@ fn servers_keep_clear_of_networks() {
 
 #[test]
 fn what_is_final_stays() {
-    let mut world = World::of(&[("s", document("Server", "s", "lifecycle = { state = \"decommissioned\", reason = \"sold\" }"))]);
+    let mut world = World::of(&[(
+        "s",
+        document("Server", "s", "lifecycle = { state = \"decommissioned\", reason = \"sold\" }"),
+    )]);
     world.write("s", &document("Server", "s", ""));
     assert!(messages(&world.settle())[0].contains("does not come back"));
 }
@@ -289,14 +334,21 @@ fn a_preview_numbers_new_networks() {
 const FILES: usize = 7;
 
 fn version(file: usize, version: usize) -> String {
-    let policy = |rest: &str| format!("servers = [\"berlin\"]\n{rest}\ndestinations = [{{ cidr = \"::/0\" }}]");
+    let policy =
+        |rest: &str| format!("servers = [\"berlin\"]\n{rest}\ndestinations = [{{ cidr = \"::/0\" }}]");
     match (file, version) {
         (0, 0) => document("User", "ana", "groups = [\"staff\"]"),
         (0, 1) => document("User", "ana", ""),
         (1, 0) => document("User", "ben", ""),
         (1, 1) => document("User", "ben", "groups = [\"staff\"]\nsuspended = true"),
-        (2, 0) => document("Server", "berlin", "networks = [\"a\"]\negress.addressRanges = [\"10.8.0.0/16\"]"),
-        (2, 1) => document("Server", "berlin", "networks = [\"a\", \"b\"]\negress.addressRanges = [\"10.2.0.0/16\"]"),
+        (2, 0) => {
+            document("Server", "berlin", "networks = [\"a\"]\negress.addressRanges = [\"10.8.0.0/16\"]")
+        }
+        (2, 1) => document(
+            "Server",
+            "berlin",
+            "networks = [\"a\", \"b\"]\negress.addressRanges = [\"10.2.0.0/16\"]",
+        ),
         (3, 0) => document("VirtualNetwork", "a", "addressRanges = [\"10.1.0.0/16\"]"),
         (3, 1) => document("VirtualNetwork", "a", "addressRanges = [\"10.2.0.0/16\"]"),
         (4, 0) => document("VirtualNetwork", "b", "addressRanges = [\"10.2.0.0/16\"]"),
@@ -336,7 +388,10 @@ impl Engine {
         let path = |file| format!("{file}.toml");
         let complete = self.world.desired.is_complete();
         let mut touched = match edit {
-            Edit::Write(file, v) => self.world.desired.set_file(&path(file).into(), Some(crate::File::from(horizon_crds::parse(&path(file), version(file, v).as_bytes())))),
+            Edit::Write(file, v) => self.world.desired.set_file(
+                &path(file).into(),
+                Some(crate::File::from(horizon_crds::parse(&path(file), version(file, v).as_bytes()))),
+            ),
             Edit::Delete(file) => self.world.delete(&path(file)),
             Edit::Incomplete(incomplete) => {
                 self.world.desired.set_complete(!incomplete);
@@ -351,7 +406,8 @@ impl Engine {
         }
         touched.extend(std::mem::take(&mut self.again));
         let plan = self.world.plan(&touched, &BTreeSet::new());
-        self.again = plan.rejected.keys().cloned().chain(plan.held.iter().flat_map(|h| h.resources.clone())).collect();
+        self.again =
+            plan.rejected.keys().cloned().chain(plan.held.iter().flat_map(|h| h.resources.clone())).collect();
         self.world.commit(&plan);
         plan
     }

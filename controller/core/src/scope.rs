@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use horizon_crds::{
-    AccessPolicySpec, KindName, Name, ReferenceTarget, Resource, ResourceId, RevocationTarget, ServerSelector, TargetKind,
+    AccessPolicySpec, KindName, Name, ReferenceTarget, Resource, ResourceId, RevocationTarget,
+    ServerSelector, TargetKind,
 };
 use horizon_model::{DeviceId, ServerId};
 use uuid::Uuid;
@@ -56,7 +57,9 @@ impl Scope {
                 Resource::Server(_) => {
                     self.servers.insert(stored.server_id());
                     if appeared_or_went {
-                        self.policies(index.policies_of_server(namespace, &id.name).map(|(policy, _)| policy));
+                        self.policies(
+                            index.policies_of_server(namespace, &id.name).map(|(policy, _)| policy),
+                        );
                     }
                 }
                 Resource::User(_) => self.user(index, stored, before, after),
@@ -93,7 +96,13 @@ impl Scope {
     }
 
     /// Only a user's groups and suspension decide anything.
-    fn user<S: AsRef<Stored>>(&mut self, index: &Index, stored: &Stored, before: Option<&S>, after: Option<&S>) {
+    fn user<S: AsRef<Stored>>(
+        &mut self,
+        index: &Index,
+        stored: &Stored,
+        before: Option<&S>,
+        after: Option<&S>,
+    ) {
         let decisive = |stored: Option<&S>| match stored.map(|s| &*s.as_ref().resource) {
             Some(Resource::User(user)) => Some((user.spec.groups.clone(), user.spec.suspended)),
             _ => None,
@@ -105,7 +114,8 @@ impl Scope {
         let (namespace, name) = (stored.resource.namespace(), stored.resource.name());
         for (policy, spec) in index.policies_of_user(namespace, name) {
             let id = policy.id();
-            self.statuses.extend(spec.networks.iter().map(|network| sibling(&id, KindName::VirtualNetwork, network)));
+            self.statuses
+                .extend(spec.networks.iter().map(|network| sibling(&id, KindName::VirtualNetwork, network)));
             self.statuses.insert(id);
         }
     }
@@ -119,7 +129,9 @@ impl Scope {
         }));
         if spec.servers.contains(&ServerSelector::Any) {
             let users = matched_users(index, namespace, spec);
-            self.users.extend(users.iter().filter_map(|name| index.user(namespace, name)).map(|(user, _)| user.uid));
+            self.users.extend(
+                users.iter().filter_map(|name| index.user(namespace, name)).map(|(user, _)| user.uid),
+            );
             return;
         }
         for selector in &spec.servers {
@@ -158,7 +170,13 @@ impl Scope {
     }
 
     fn referrers(&mut self, index: &Index, id: &ResourceId) {
-        for from in [KindName::Server, KindName::AccessPolicy, KindName::PersonalKey, KindName::RegistrationKey, KindName::Approval] {
+        for from in [
+            KindName::Server,
+            KindName::AccessPolicy,
+            KindName::PersonalKey,
+            KindName::RegistrationKey,
+            KindName::Approval,
+        ] {
             let referring = index.referring(&id.namespace, from, ReferenceTarget::Kind(id.kind), &id.name);
             self.statuses.extend(referring.map(|stored| stored.id()));
         }
@@ -170,7 +188,11 @@ fn sibling(of: &ResourceId, kind: KindName, name: &Name) -> ResourceId {
 }
 
 /// The users a policy names, by themselves or through a group, as far as they exist.
-pub fn matched_users<'a>(index: &'a Index, namespace: &'a Name, spec: &'a AccessPolicySpec) -> BTreeSet<&'a Name> {
+pub fn matched_users<'a>(
+    index: &'a Index,
+    namespace: &'a Name,
+    spec: &'a AccessPolicySpec,
+) -> BTreeSet<&'a Name> {
     let named = spec.subjects.users.iter().filter(|name| index.user(namespace, name).is_some());
     let grouped = spec.subjects.groups.iter().flat_map(|group| index.members(namespace, group));
     named.chain(grouped).collect()

@@ -22,7 +22,9 @@ pub(crate) fn id(kind: KindName, text: &str) -> ResourceId {
 
 /// A document; `spec` in TOML, with dotted keys or inline tables.
 pub(crate) fn document(kind: &str, name: &str, spec: &str) -> String {
-    format!("apiVersion = \"horizon.dev/v1alpha1\"\nkind = \"{kind}\"\nmetadata.name = \"{name}\"\n[spec]\n{spec}\n")
+    format!(
+        "apiVersion = \"horizon.dev/v1alpha1\"\nkind = \"{kind}\"\nmetadata.name = \"{name}\"\n[spec]\n{spec}\n"
+    )
 }
 
 pub(crate) fn resource(kind: &str, name: &str, spec: &str) -> Resource {
@@ -63,7 +65,8 @@ impl World {
     }
 
     pub(crate) fn plan(&self, touched: &BTreeSet<ResourceId>, confirmed: &BTreeSet<ResourceId>) -> Plan {
-        let wish = Wish { desired: &self.desired, limit: PruneLimit::default(), recent: &self.recent, confirmed };
+        let wish =
+            Wish { desired: &self.desired, limit: PruneLimit::default(), recent: &self.recent, confirmed };
         plan(&self.index, wish, touched)
     }
 
@@ -76,7 +79,8 @@ impl World {
         let mut assigned = Vec::new();
         for (id, put) in &plan.puts {
             let old = self.index.by_id(id).cloned();
-            let respecified = old.as_ref().is_some_and(|old| old.resource.spec_json() != put.resource.spec_json());
+            let respecified =
+                old.as_ref().is_some_and(|old| old.resource.spec_json() != put.resource.spec_json());
             if old.is_none() {
                 self.made += 1;
                 if id.kind == KindName::VirtualNetwork {

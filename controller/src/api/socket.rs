@@ -2,12 +2,19 @@
 
 use std::{
     fs, io,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
 };
 
+use rustix::{
+    fs::Mode,
+    net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
+};
 use thiserror::Error;
 use tokio::net::{UnixListener, UnixStream};
+
+/// How many connections wait to be accepted.
+const BACKLOG: i32 = 64;
 
 /// Why there is no socket.
 #[derive(Debug, Error)]
@@ -35,7 +42,6 @@ pub async fn bind(path: &Path) -> Result<UnixListener, SocketError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(system(error)),
         Ok(found) => {
-            use std::os::unix::fs::FileTypeExt;
             if !found.file_type().is_socket() {
                 return Err(SocketError::Occupied(path.to_owned()));
             }
@@ -44,17 +50,27 @@ pub async fn bind(path: &Path) -> Result<UnixListener, SocketError> {
             }
         }
     }
-    // Bound under another name and moved into place, so that nobody ever finds it with a wider mode.
-    let draft = path.with_extension(format!("{}.new", std::process::id()));
-    let _ = fs::remove_file(&draft);
-    let listener = UnixListener::bind(&draft).map_err(system)?;
-    fs::set_permissions(&draft, fs::Permissions::from_mode(0o600)).map_err(system)?;
-    fs::rename(&draft, path).map_err(system)?;
-    Ok(listener)
+    listen(path).map_err(system)
+}
+
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // Linux gives the file the mode of the socket, so that it is never there with a wider one.
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    net::listen(&socket, BACKLOG)?;
+    UnixListener::from_std(socket.into())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[tokio::test]

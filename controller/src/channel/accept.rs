@@ -1,10 +1,12 @@
 //! The accept loop: bounded in every way before anything costs.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use horizon_channel::Incoming;
 use horizon_controller_core::Index;
-use horizon_crds::{KindName, Resource, SecurityPolicySpec};
+use horizon_crds::{KindName, Name, Resource, SecurityPolicySpec};
+use ipnet::IpNet;
+use jiff::Timestamp;
 use tokio::sync::Semaphore;
 
 use super::{Context, opening};
@@ -17,13 +19,25 @@ const DEFAULT_NAMESPACE: &str = horizon_crds::DEFAULT_NAMESPACE;
 pub(super) async fn run(context: Arc<Context>) {
     let handshakes = Arc::new(Semaphore::new(context.settings.handshakes_at_once));
     while let Some(incoming) = context.listener.accept().await {
-        if context.stop.is_requested() || !admitted(&context, &incoming) {
-            incoming.ignore();
-            continue;
+        let admission = if context.stop.is_requested() { Admission::Ignore } else { admission(&context, &incoming) };
+        match admission {
+            Admission::Serve => {}
+            Admission::Ignore => {
+                incoming.ignore();
+                continue;
+            }
+            Admission::ProveAddress => {
+                incoming.retry();
+                continue;
+            }
         }
         // Under load a peer first proves its address, which costs this side nothing.
         let Ok(permit) = handshakes.clone().try_acquire_owned() else {
-            if incoming.address_validated() { incoming.ignore() } else { incoming.retry() }
+            if incoming.address_validated() {
+                incoming.ignore()
+            } else {
+                incoming.retry()
+            }
             continue;
         };
         let context = context.clone();
@@ -44,19 +58,45 @@ pub(super) async fn run(context: Arc<Context>) {
     }
 }
 
-fn admitted(context: &Context, incoming: &Incoming) -> bool {
-    let address = incoming.remote().ip();
+/// What becomes of a first packet.
+enum Admission {
+    Serve,
+    /// Its sender must show that the address is its own: whoever forges addresses cannot use up the rate of others.
+    ProveAddress,
+    Ignore,
+}
+
+fn admission(context: &Context, incoming: &Incoming) -> Admission {
+    let (address, now) = (incoming.remote().ip(), context.now());
     if context.listener.connections() >= context.settings.connections {
-        tracing::warn!(limit = context.settings.connections, "the limit of connections is reached");
-        return false;
+        if context.full_warning.lock().is_ok_and(|mut told| warn_now(&mut told, now)) {
+            tracing::warn!(limit = context.settings.connections, "the limit of connections is reached");
+        }
+        return Admission::Ignore;
     }
     let index = context.desired.index();
-    if is_blocked(&index, address) {
-        return false;
+    if blocked_networks(&index).any(|network| network.contains(&address)) {
+        return Admission::Ignore;
     }
-    let policy = policy(&index);
-    let limit = Limit::per_minute(policy.rate_limits.handshakes_per_minute);
-    context.live.allow(Counted::Handshake(address), limit, context.now())
+    let limit = Limit::per_minute(policy(&index).rate_limits.handshakes_per_minute);
+    let proved = incoming.address_validated();
+    let counted = if proved { Counted::Handshake(address) } else { Counted::FirstPacket(address) };
+    match (context.live.allow(counted, limit, now), proved) {
+        (true, _) => Admission::Serve,
+        (false, false) => Admission::ProveAddress,
+        (false, true) => Admission::Ignore,
+    }
+}
+
+/// Whether a warning is due: once a second at most.
+fn warn_now(told: &mut Option<Timestamp>, now: Timestamp) -> bool {
+    match Limit::new(1, Duration::from_secs(1)).count(*told, now) {
+        Some(used) => {
+            *told = Some(used);
+            true
+        }
+        None => false,
+    }
 }
 
 /// The security policy for peers that have not said who they are.
@@ -73,13 +113,15 @@ pub(super) fn lockout(policy: &SecurityPolicySpec) -> Lockout {
     }
 }
 
-/// Whether the security policy of any namespace blocks an address.
-fn is_blocked(index: &Index, address: IpAddr) -> bool {
-    index.all(KindName::SecurityPolicy).iter().any(|stored| match &*stored.resource {
-        Resource::SecurityPolicy(document) => {
-            document.spec.blocked_networks.iter().any(|network| network.get().contains(&address))
-        }
-        _ => false,
+/// The networks that the security policy of any namespace blocks.
+pub(super) fn blocked_networks(index: &Index) -> impl Iterator<Item = IpNet> {
+    index.all(KindName::SecurityPolicy).iter().flat_map(|stored| match &*stored.resource {
+        Resource::SecurityPolicy(document) => document.spec.blocked_networks.iter().map(|n| n.get()).collect(),
+        _ => Vec::new(),
     })
 }
 
+/// Whether a namespace's security policy blocks an address.
+pub(super) fn blocked_in(index: &Index, namespace: &Name, address: IpAddr) -> bool {
+    index.security_policy(namespace).blocked_networks.iter().any(|network| network.get().contains(&address))
+}

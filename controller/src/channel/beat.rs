@@ -1,8 +1,8 @@
 //! Whether a heartbeat is accepted. A pure decision.
 
 use horizon_model::{Incarnation, Secret, ServerId};
-use horizon_wire::{heartbeat, proto};
 use horizon_wire::Message as _;
+use horizon_wire::{heartbeat, proto};
 
 /// Who beats, and what was last heard.
 #[derive(Clone, Copy, Debug)]
@@ -78,8 +78,13 @@ mod tests {
     #[test]
     fn only_new_beats_of_the_right_sender_are_accepted() {
         let (current, previous, other) = (Secret::new([1; 32]), Secret::new([2; 32]), Secret::new([3; 32]));
-        let expected =
-            Expected { server: SERVER, incarnation: RUN, counter: 4, current: &current, previous: Some(&previous) };
+        let expected = Expected {
+            server: SERVER,
+            incarnation: RUN,
+            counter: 4,
+            current: &current,
+            previous: Some(&previous),
+        };
         let cases = [
             (beat(SERVER, RUN, 5, &current), None),
             (beat(SERVER, RUN, 5, &previous), None),

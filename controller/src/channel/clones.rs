@@ -1,6 +1,6 @@
 //! What happens when a server's appliance attaches while another connection speaks for the server. Pure decisions.
 
-use horizon_model::Incarnation;
+use horizon_model::{Incarnation, PublicKey};
 
 /// What to do with an appliance that attaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,13 +11,20 @@ pub(super) enum Arrival {
     Reconnect,
     /// Another process is connected: it is asked to prove that it lives.
     AskTheOther,
+    /// Who is connected has a key that the server no longer has: another appliance was registered for it.
+    Replace,
 }
 
 /// Decides what an arrival is.
-pub(super) fn arrival(connected: Option<Incarnation>, newcomer: Incarnation) -> Arrival {
+pub(super) fn arrival(
+    connected: Option<(Incarnation, PublicKey)>,
+    newcomer: Incarnation,
+    key: PublicKey,
+) -> Arrival {
     match connected {
         None => Arrival::Admit,
-        Some(same) if same == newcomer => Arrival::Reconnect,
+        Some((_, other)) if other != key => Arrival::Replace,
+        Some((same, _)) if same == newcomer => Arrival::Reconnect,
         Some(_) => Arrival::AskTheOther,
     }
 }
@@ -45,9 +52,12 @@ mod tests {
     #[test]
     fn newcomers_are_judged_by_who_is_there() {
         let (a, b) = (Incarnation(Uuid::from_u128(1)), Incarnation(Uuid::from_u128(2)));
-        assert_eq!(arrival(None, a), Arrival::Admit);
-        assert_eq!(arrival(Some(a), a), Arrival::Reconnect);
-        assert_eq!(arrival(Some(a), b), Arrival::AskTheOther);
+        let (key, other) = (PublicKey([1; 32]), PublicKey([2; 32]));
+        assert_eq!(arrival(None, a, key), Arrival::Admit);
+        assert_eq!(arrival(Some((a, key)), a, key), Arrival::Reconnect);
+        assert_eq!(arrival(Some((a, key)), b, key), Arrival::AskTheOther);
+        assert_eq!(arrival(Some((a, other)), a, key), Arrival::Replace);
+        assert_eq!(arrival(Some((a, other)), b, key), Arrival::Replace);
         assert_eq!(verdict(true), Verdict::RefuseNewcomer);
         assert_eq!(verdict(false), Verdict::Replace);
     }

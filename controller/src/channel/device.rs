@@ -1,6 +1,6 @@
 //! The conversation with a device: it enrols once, lists servers, asks for sessions, and hears when they end.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use horizon_controller_core::{DeviceStanding, GrantFacts, Purpose, ServerStanding, grant, servers_for};
 use horizon_model::{DeviceId, KeyId, Secret, SessionId};
@@ -9,7 +9,11 @@ use horizon_wire::{
     proto::{self, from_controller::Message as Say, to_controller::Message as Heard},
     refusal::Refusal,
 };
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
 
 use super::{
     Context, accept,
@@ -18,6 +22,7 @@ use super::{
     refusals,
     registry::{DeviceSeat, EndNote},
     sessions,
+    unproven::Place,
     wire::{End, Wire},
 };
 use crate::{
@@ -27,11 +32,13 @@ use crate::{
 
 /// The most servers of one list.
 const MAX_SERVERS: usize = 1024;
+/// How long a device may take to enrol after the Welcome.
+const UNPROVEN_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Talks to a device until one of the two ends it.
-pub(super) async fn converse(context: &Arc<Context>, remote: Remote, wire: &mut Wire) -> End {
+pub(super) async fn converse(context: &Arc<Context>, remote: Remote, wire: &mut Wire, unproven: Place) -> End {
     let _open = context.metrics.channel_open("device");
-    let mut device = Device { context, remote, seated: None, asked: JoinSet::new() };
+    let mut device = Device { context, remote, seated: None, unproven: Some(unproven), asked: JoinSet::new() };
     match device.run(wire).await {
         Ok(never) => match never {},
         Err(end) => end,
@@ -63,6 +70,8 @@ struct Device<'a> {
     context: &'a Arc<Context>,
     remote: Remote,
     seated: Option<Seated>,
+    /// Its place among those that have not proved who they are, while it is one.
+    unproven: Option<Place>,
     /// The request for a session that is under way: one at most.
     asked: JoinSet<Answer>,
 }
@@ -78,8 +87,12 @@ async fn next_note(seated: &mut Option<Seated>) -> Option<EndNote> {
 impl Device<'_> {
     async fn run(&mut self, wire: &mut Wire) -> Result<Infallible, End> {
         self.sit_down().await.map_err(internal(0))?;
+        let patience = Instant::now() + UNPROVEN_PATIENCE;
         loop {
             tokio::select! {
+                () = sleep_until(patience), if self.unproven.is_some() => {
+                    return Err(End::refuse(0, refusals::silent()));
+                }
                 said = wire.next() => {
                     let (request, message) = said?;
                     match self.hear(request, message).await {
@@ -119,15 +132,26 @@ impl Device<'_> {
 
     /// Takes the device's place, if it is enrolled.
     async fn sit_down(&mut self) -> Result<(), crate::store::StoreError> {
-        let Some(record) = self.context.store.device_by_key(self.remote.key).await? else { return Ok(()) };
-        self.context.store.touch_device(record.id, self.context.now()).await?;
-        let device = record.id;
-        if self.seated.as_ref().is_some_and(|seated| seated.record.id == device) {
-            if let Some(seated) = &mut self.seated {
-                seated.record = record;
-            }
+        let Some(record) = self.context.store.device_by_key(self.remote.key).await? else {
+            self.seated = None;
             return Ok(());
+        };
+        let device = record.id;
+        match &mut self.seated {
+            Some(seated) if seated.record.id == device => {
+                seated.record = record;
+                return Ok(());
+            }
+            // It belongs to another user now: what it had as the first one's is over.
+            Some(before) => {
+                for server in self.context.store.servers_with_sessions(&[], &[before.record.id]).await? {
+                    self.context.live.publish(Hint::ServerChanged(server));
+                }
+            }
+            None => {}
         }
+        self.context.store.touch_device(device, self.context.now()).await?;
+        self.unproven = None;
         let live = self.context.live.clone();
         live.device_online(device, true);
         let seat = self.context.registry.seat_device(device);
@@ -153,18 +177,20 @@ impl Device<'_> {
         if !self.context.live.allow(Counted::Enrolment(self.remote.address.ip()), limit, now) {
             return Err(refusals::too_many_tries("enrolments"));
         }
-        if let Some(until) = self.context.live.locked_out_until(self.remote.address.ip(), now) {
-            return Err(refusals::locked_out((until - now).get_seconds()));
-        }
+        self.context.check_lockout(self.remote)?;
         let malformed = |field: &str| refusals::malformed(&format!("the field '{field}' has another length"));
         let key = KeyId::from_slice(&enrol.key_id).ok_or_else(|| malformed("key_id"))?;
         let secret = Secret::from_slice(&enrol.secret).ok_or_else(|| malformed("secret"))?;
         let info = convert::decode_device(enrol).map_err(|e| refusals::malformed(&e.to_string()))?;
-        let enrolled = match self.context.store.enrol_device(key, &secret, self.remote.key, &info, now).await {
+        let enrolled = match self.context.store.enrol_device(key, &secret, self.remote.key, &info, now).await
+        {
             Ok(enrolled) => enrolled,
             Err(error) => {
                 if matches!(error, EnrolError::Unknown) {
                     self.context.note_failure(self.remote, "an enrolment").await;
+                }
+                if !matches!(error, EnrolError::Store(_)) {
+                    self.context.refused_secret(self.remote, "enrolment_refused", &error.to_string()).await;
                 }
                 return Err(refusals::enrolment(&error));
             }
@@ -200,7 +226,8 @@ impl Device<'_> {
             let name = stored.resource.name().to_string();
             let record = self.context.store.server(server).await.map_err(|e| refusals::internal(&e))?;
             let standing = record.map_or(ServerStanding::Unregistered, |record| record.standing());
-            let facts = GrantFacts { purpose: Purpose::NewSession, server: standing, device: DeviceStanding::Good };
+            let facts =
+                GrantFacts { purpose: Purpose::NewSession, server: standing, device: DeviceStanding::Good };
             let granted = grant(&index, facts, device.user, server);
             let online = self.context.live.presence(server).is_some_and(|presence| presence.online);
             let reason = match &granted {
@@ -210,7 +237,12 @@ impl Device<'_> {
             };
             let (capabilities, networks) = granted.map_or_else(
                 |_| (spec.capabilities.clone(), Vec::new()),
-                |g| (g.capabilities, g.networks.into_iter().map(|n| n.name).filter(|n| !n.is_empty()).collect()),
+                |g| {
+                    (
+                        g.capabilities,
+                        g.networks.into_iter().map(|n| n.name).filter(|n| !n.is_empty()).collect(),
+                    )
+                },
             );
             servers.push(proto::ServerSummary {
                 name,
@@ -230,7 +262,8 @@ impl Device<'_> {
             return Err(refusals::wrong_order("a second request for a session while one is under way"));
         }
         let (context, client) = (self.context.clone(), self.remote.address.ip());
-        self.asked.spawn(async move { (request, sessions::request(&context, &device, client, &asked).await) });
+        self.asked
+            .spawn(async move { (request, sessions::request(&context, &device, client, &asked).await) });
         Ok(())
     }
 
@@ -241,8 +274,11 @@ impl Device<'_> {
         let live = self.context.store.live_session(session).await.map_err(|e| refusals::internal(&e))?;
         // One that has ended is what was asked for; another device's is not found.
         if let Some(session) = live.filter(|session| session.device == device.id) {
-            let reason =
-                EndReason { status: SessionStatus::Terminated, by: EndedBy::Client, reason: "it was disconnected".into() };
+            let reason = EndReason {
+                status: SessionStatus::Terminated,
+                by: EndedBy::Client,
+                reason: "it was disconnected".into(),
+            };
             self.context.end(&session, &reason).await.map_err(|e| refusals::internal(&e))?;
         }
         Ok(Say::Done(proto::Done {}))

@@ -7,11 +7,14 @@ use horizon_controller_core::ServerStanding;
 use horizon_model::ServerId;
 use jiff::Timestamp;
 use tokio::{
-    sync::broadcast::{Receiver, error::{RecvError, TryRecvError}},
+    sync::broadcast::{
+        Receiver,
+        error::{RecvError, TryRecvError},
+    },
     time::{Instant, MissedTickBehavior, interval_at},
 };
 
-use super::{Context, compose, registry::EndNote};
+use super::{Context, accept, compose, registry::EndNote};
 use crate::{
     live::Hint,
     store::{BEAT_RETENTION, EndReason, EndedBy, SessionRow, SessionStatus, StoreError},
@@ -19,6 +22,8 @@ use crate::{
 
 /// How often heartbeats that are too old are forgotten.
 const PRUNE: Duration = Duration::from_secs(600);
+/// How soon what failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// What a batch of hints asks for.
 #[derive(Default)]
@@ -33,13 +38,16 @@ struct Work {
 /// Listens until the controller stops.
 pub(super) async fn run(context: Arc<Context>, mut hints: Receiver<Hint>) {
     let mut stop = context.stop.clone();
+    context.count_sessions().await;
     let mut sweep = interval_at(Instant::now() + context.settings.sweep, context.settings.sweep);
     let mut prune = interval_at(Instant::now() + PRUNE, PRUNE);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     prune.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // What could not be carried out is tried again with what comes next, or after a while.
+    let mut work = Work::default();
     loop {
-        let mut work = Work::default();
         tokio::select! {
+            () = tokio::time::sleep(RETRY), if work.waits() => {}
             () = stop.requested() => return,
             hint = hints.recv() => match hint {
                 Ok(hint) => work.take(&context, hint),
@@ -50,6 +58,7 @@ pub(super) async fn run(context: Arc<Context>, mut hints: Receiver<Hint>) {
                 Err(RecvError::Closed) => return,
             },
             _ = sweep.tick() => {
+                context.count_sessions().await;
                 if let Err(error) = context.end_timed_out().await {
                     tracing::error!(%error, "sessions that timed out could not be ended");
                 }
@@ -65,14 +74,19 @@ pub(super) async fn run(context: Arc<Context>, mut hints: Receiver<Hint>) {
                 Err(TryRecvError::Empty | TryRecvError::Closed) => break,
             }
         }
-        if let Err(error) = context.carry_out(work).await {
-            tracing::error!(%error, "sessions could not be looked at; it is tried again");
-            context.registry.wake_all();
+        context.tell_blocked();
+        match context.carry_out(&work).await {
+            Ok(()) => work = Work::default(),
+            Err(error) => tracing::error!(%error, "sessions could not be looked at; it is tried again"),
         }
     }
 }
 
 impl Work {
+    fn waits(&self) -> bool {
+        self.everything || !self.servers.is_empty() || !self.sweep.is_empty()
+    }
+
     fn take(&mut self, context: &Context, hint: Hint) {
         match hint {
             Hint::ServerChanged(server) => {
@@ -87,8 +101,18 @@ impl Work {
 }
 
 impl Context {
-    async fn carry_out(&self, work: Work) -> Result<(), StoreError> {
-        let mut servers = work.servers;
+    /// Lets open conversations know which networks are blocked, if that changed.
+    fn tell_blocked(&self) {
+        let networks: Vec<_> = accept::blocked_networks(&self.desired.index()).collect();
+        self.blocked.send_if_modified(|before| {
+            let changed = *before != networks;
+            *before = networks;
+            changed
+        });
+    }
+
+    async fn carry_out(&self, work: &Work) -> Result<(), StoreError> {
+        let mut servers = work.servers.clone();
         if work.everything {
             servers.extend(self.store.all_servers_with_sessions().await?);
         }
@@ -113,7 +137,8 @@ impl Context {
         }
         let now = self.now();
         let index = self.desired.index();
-        let standing = self.store.server(server).await?.map_or(ServerStanding::Revoked, |record| record.standing());
+        let standing =
+            self.store.server(server).await?.map_or(ServerStanding::Revoked, |record| record.standing());
         for session in sessions {
             if let Err(why) = compose::judge(&index, standing, &session, now) {
                 self.end(&session, &EndReason::broker(why)).await?;
@@ -124,16 +149,17 @@ impl Context {
 
     /// Ends a session and tells everybody concerned. Returns whether it was live.
     pub(super) async fn end(&self, session: &SessionRow, reason: &EndReason) -> Result<bool, StoreError> {
-        let Some(ended) = self.store.end_session(session.id, reason, self.now()).await? else { return Ok(false) };
+        let Some(ended) = self.store.end_session(session.id, reason, self.now()).await? else {
+            return Ok(false);
+        };
         tracing::info!(session = %ended.session, server = %ended.server, "a session ended: {}", ended.reason);
-        self.metrics.sessions.dec();
         self.live.publish(Hint::SessionEnded {
             session: ended.session,
             device: ended.device,
             reason: ended.reason.into(),
         });
         self.registry.wake(ended.server);
-        self.live.publish(Hint::StatusDirty(ended.server.0));
+        self.count_sessions().await;
         Ok(true)
     }
 
@@ -154,17 +180,33 @@ impl Context {
             let reason = EndReason {
                 status: SessionStatus::Timeout,
                 by: EndedBy::Broker,
-                reason: format!("nothing used it for {} minutes", self.settings.session_idle.as_secs().div_ceil(60)),
+                reason: format!(
+                    "nothing used it for {} minutes",
+                    self.settings.session_idle.as_secs().div_ceil(60)
+                ),
             };
             self.end(&session, &reason).await?;
         }
         Ok(())
     }
 
+    /// Shows how many sessions there are.
+    pub(super) async fn count_sessions(&self) {
+        match self.store.count_sessions().await {
+            Ok(count) => {
+                self.metrics.sessions.set(i64::from(count));
+            }
+            Err(error) => tracing::debug!(%error, "sessions could not be counted"),
+        }
+    }
+
     async fn prune(&self) {
         let retention = Duration::try_from(BEAT_RETENTION).unwrap_or_default();
         if let Err(error) = self.store.prune_beats(before(self.now(), retention)).await {
             tracing::error!(%error, "old heartbeats could not be removed");
+        }
+        if let Err(error) = self.store.prune_history(self.now()).await {
+            tracing::error!(%error, "old challenges and events could not be removed");
         }
     }
 }

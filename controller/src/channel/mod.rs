@@ -6,6 +6,7 @@
 
 mod accept;
 mod appliance;
+mod attach;
 mod beat;
 mod clones;
 mod compose;
@@ -13,24 +14,31 @@ mod device;
 mod keeper;
 mod opening;
 mod probe;
+mod proof;
 mod refusals;
 mod registry;
 mod reports;
 mod sessions;
 mod settings;
 mod takeover;
-mod wire;
+mod unproven;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 pub use settings::ChannelSettings;
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
 
 use horizon_channel::Listener;
 use horizon_controller_core::Index;
+use ipnet::IpNet;
 use jiff::Timestamp;
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
     keys::Keys,
@@ -40,6 +48,7 @@ use crate::{
     store::{Heartbeats, Store},
 };
 use registry::Registry;
+use unproven::Unproven;
 
 /// The resources in force.
 pub trait Desired: Send + Sync + 'static {
@@ -77,6 +86,11 @@ struct Context {
     registry: Registry,
     listener: Listener,
     stop: Stop,
+    unproven: Unproven,
+    /// The networks that are blocked, for the conversations that are open.
+    blocked: watch::Sender<Vec<IpNet>>,
+    /// How much of the rate of warnings about the limit of connections is used up.
+    full_warning: Mutex<Option<Timestamp>>,
 }
 
 /// The controller's side of the control channel, listening.
@@ -108,11 +122,16 @@ impl ChannelServer {
             registry,
             listener,
             stop,
+            unproven: Unproven::default(),
+            blocked: watch::Sender::new(Vec::new()),
+            full_warning: Mutex::new(None),
         });
         // Subscribed before the first connection: no hint of it is missed.
         let hints = context.live.subscribe();
-        let tasks =
-            vec![tokio::spawn(accept::run(context.clone())), tokio::spawn(keeper::run(context.clone(), hints))];
+        let tasks = vec![
+            tokio::spawn(accept::run(context.clone())),
+            tokio::spawn(keeper::run(context.clone(), hints)),
+        ];
         Ok(Self { context, stopper, tasks })
     }
 

@@ -9,11 +9,13 @@ use horizon_wire::{
     refusal::Refusal,
     version,
 };
+use ipnet::IpNet;
 
 use super::{
-    Context, appliance, device, refusals,
+    Context, accept, appliance, device, refusals,
     wire::{End, Wire},
 };
+use crate::store::{NewEvent, Severity, Source};
 
 /// Who is at the other end.
 #[derive(Clone, Copy, Debug)]
@@ -29,9 +31,15 @@ pub(super) async fn serve(context: Arc<Context>, peer: Peer) {
     let remote = Remote { key: peer.key, address: peer.remote };
     let hello = peer.hello.clone();
     let mut wire = Wire::new(peer, context.settings.messages_per_second, context.settings.send_patience);
-    let mut stop = context.stop.clone();
+    let (mut stop, mut blocked) = (context.stop.clone(), context.blocked.subscribe());
+    let now_blocked = async {
+        // The sender lives as long as the context.
+        let inside = |networks: &Vec<IpNet>| networks.iter().any(|n| n.contains(&remote.address.ip()));
+        blocked.wait_for(inside).await.map(|_| ())
+    };
     let end = tokio::select! {
         end = converse(&context, remote, &hello, &mut wire) => end,
+        Ok(()) = now_blocked => End::refuse(0, refusals::blocked()),
         () = stop.requested() => End::Gone("the controller stops".into()),
     };
     match &end {
@@ -53,9 +61,9 @@ async fn converse(context: &Arc<Context>, remote: Remote, hello: &proto::Hello, 
         }
     };
     let now = context.now();
-    if let Some(until) = context.live.locked_out_until(remote.address.ip(), now) {
-        return End::refuse(0, refusals::locked_out((until - now).total(jiff::Unit::Second).unwrap_or(60.0) as i64));
-    }
+    let Some(unproven) = context.unproven.enter(remote.address.ip(), context.settings.connections / 2) else {
+        return End::refuse(0, refusals::too_many_unproven());
+    };
     let role = hello.role();
     if role == Role::Unspecified {
         return End::refuse(0, refusals::malformed("the Hello names no role"));
@@ -70,32 +78,57 @@ async fn converse(context: &Arc<Context>, remote: Remote, hello: &proto::Hello, 
         return end;
     }
     match role {
-        Role::Appliance => appliance::converse(context, remote, wire).await,
-        _ => device::converse(context, remote, wire).await,
+        Role::Appliance => appliance::converse(context, remote, wire, unproven).await,
+        _ => device::converse(context, remote, wire, unproven).await,
     }
 }
 
 impl Context {
+    /// Refuses whoever is about to prove a secret from an address that failed to too often.
+    pub(super) fn check_lockout(&self, remote: Remote) -> Result<(), Refusal> {
+        let now = self.now();
+        match self.live.locked_out_until(remote.address.ip(), now) {
+            Some(until) => Err(refusals::locked_out(until.duration_since(now).as_secs())),
+            None => Ok(()),
+        }
+    }
+
+    /// Records that somebody was refused who presented a secret.
+    pub(super) async fn refused_secret(&self, remote: Remote, kind: &'static str, why: &str) {
+        let event = NewEvent {
+            kind,
+            severity: Severity::Low,
+            source: Source::Unknown,
+            address: Some(remote.address.ip()),
+            description: why.to_owned(),
+            data: serde_json::json!({ "publicKey": remote.key.to_string() }),
+        };
+        self.record(&event).await;
+    }
+
     /// Counts a failure to prove a secret; whoever fails too often is locked out.
     pub(super) async fn note_failure(&self, remote: Remote, what: &str) {
         let now = self.now();
-        let lockout = super::accept::lockout(&super::accept::policy(&self.desired.index()));
+        let lockout = accept::lockout(&accept::policy(&self.desired.index()));
         if !self.live.note_failure(remote.address.ip(), lockout, now) {
             return;
         }
-        let event = crate::store::NewEvent {
+        let event = NewEvent {
             kind: "locked_out",
-            severity: crate::store::Severity::Medium,
-            source: crate::store::Source::Unknown,
+            severity: Severity::Medium,
+            source: Source::Unknown,
             address: Some(remote.address.ip()),
-            description: format!("{} failed attempts from one address; the last was {what}", lockout.threshold),
+            description: format!(
+                "{} failed attempts from one address; the last was {what}",
+                lockout.threshold
+            ),
             data: serde_json::Value::Null,
         };
         self.record(&event).await;
     }
 
     /// Records a security event; that it cannot be recorded stops nothing else.
-    pub(super) async fn record(&self, event: &crate::store::NewEvent) {
+    pub(super) async fn record(&self, event: &NewEvent) {
         if let Err(error) = self.store.record_event(event, self.now()).await {
             tracing::error!(%error, kind = event.kind, "a security event could not be recorded: {}", event.description);
         }

@@ -7,7 +7,10 @@ use horizon_wire::{heartbeat, proto};
 use tokio::time::Instant;
 
 use super::appliance::Appliance;
-use crate::{live::Hint, store::{StoreError, random}};
+use crate::{
+    live::Hint,
+    store::{StoreError, random},
+};
 
 /// How long after its announcement the first datagram is sent, and how long between datagrams.
 const SPACING: Duration = Duration::from_millis(300);
@@ -43,8 +46,14 @@ impl Appliance<'_> {
         let Some((_, spec)) = index.server_by_id(self.server) else { return };
         let advertised = spec.tunnel.advertise.iter().find_map(|endpoint| endpoint.to_string().parse().ok());
         let address = advertised.unwrap_or(SocketAddr::new(self.remote.address.ip(), spec.tunnel.port));
-        self.probe =
-            Some(Probe { nonce: random(), address, announced: false, sent: 0, next: Instant::now(), over: false });
+        self.probe = Some(Probe {
+            nonce: random(),
+            address,
+            announced: false,
+            sent: 0,
+            next: Instant::now(),
+            over: false,
+        });
     }
 
     /// What is announced to the appliance, once.
@@ -81,7 +90,9 @@ impl Appliance<'_> {
 
     /// The appliance saw the datagram.
     pub(super) async fn dial_back_seen(&mut self, seen: &proto::DialBackSeen) -> Result<(), StoreError> {
-        let Some(probe) = self.probe.as_mut().filter(|p| p.announced && heartbeat::equal(&p.nonce, &seen.nonce)) else {
+        let Some(probe) =
+            self.probe.as_mut().filter(|p| p.announced && heartbeat::equal(&p.nonce, &seen.nonce))
+        else {
             return Ok(());
         };
         probe.over = true;

@@ -40,7 +40,8 @@ pub(super) fn wrong_order(what: &str) -> Refusal {
 
 /// More messages than a peer may send.
 pub(super) fn too_many_messages() -> Refusal {
-    Refusal::new(RefusalCode::Limit, "too many messages in a short time", "try again more slowly").retry_after(SOON)
+    Refusal::new(RefusalCode::Limit, "too many messages in a short time", "try again more slowly")
+        .retry_after(SOON)
 }
 
 /// More tries than an address may make.
@@ -82,7 +83,7 @@ pub(super) fn unverified(name: &str, what: &str) -> Refusal {
     let message = format!("the appliance of server '{name}' did not prove its identity: {what}");
     let remedy = format!(
         "an administrator looks at `horizon-controller describe server {name}` and approves the identity \
-         (`horizon-controller approve {name}`); then run `horizon-appliance enroll` with its token again"
+         (`horizon-controller approve {name}`); the appliance then gets a new secret when it next connects"
     );
     Refusal::new(RefusalCode::Unauthenticated, message, remedy).retry_after(60)
 }
@@ -102,8 +103,12 @@ pub(super) fn clone_of(name: &str) -> Refusal {
 
 /// A connection that was replaced by a newer one.
 pub(super) fn replaced() -> Refusal {
-    Refusal::new(RefusalCode::Clone, "a newer connection speaks for this server", "nothing, if it is this appliance's")
-        .retry_after(SOON)
+    Refusal::new(
+        RefusalCode::Clone,
+        "a newer connection speaks for this server",
+        "nothing, if it is this appliance's",
+    )
+    .retry_after(SOON)
 }
 
 /// A device that is not enrolled.
@@ -130,7 +135,32 @@ pub(super) fn denied(denial: &Denial) -> Refusal {
 /// A server whose appliance is not there.
 pub(super) fn offline(name: &str) -> Refusal {
     let message = format!("server '{name}' is not connected to the controller");
-    Refusal::new(RefusalCode::Unavailable, message, "try again when it is back, or use another server").retry_after(30)
+    Refusal::new(RefusalCode::Unavailable, message, "try again when it is back, or use another server")
+        .retry_after(30)
+}
+
+/// A server whose state has no room for another session.
+pub(super) fn state_full(name: &str) -> Refusal {
+    let message = format!("server '{name}' carries as many sessions with as many rules as its state can hold");
+    let remedy = "use another server, or have the policies' destinations written with fewer, wider ranges";
+    Refusal::new(RefusalCode::Limit, message, remedy).retry_after(60)
+}
+
+/// A network that is blocked.
+pub(super) fn blocked() -> Refusal {
+    let remedy = "ask an administrator: a SecurityPolicy blocks this network";
+    Refusal::new(RefusalCode::Policy, "the network that this comes from is blocked", remedy).retry_after(900)
+}
+
+/// A peer that did not say who it is.
+pub(super) fn silent() -> Refusal {
+    Refusal::new(RefusalCode::Limit, "nothing was said that proves who this is", "enrol, or connect when there is something to say")
+}
+
+/// More peers from one address that have not proved who they are than there may be.
+pub(super) fn too_many_unproven() -> Refusal {
+    let message = "too many connections from this address that have not proved who they are";
+    Refusal::new(RefusalCode::Limit, message, "close some of them").retry_after(SOON)
 }
 
 /// A session that its appliance did not take in.
@@ -151,10 +181,16 @@ pub(super) fn registration(error: &RegisterError) -> Refusal {
     let new_token = "ask for a new registration token: `horizon-controller token SERVER`";
     let (code, remedy) = match error {
         RegisterError::Store(e) => return internal(e),
-        RegisterError::Unknown => (RefusalCode::Unauthenticated, "check that the whole token was pasted, or ask for a new one"),
+        RegisterError::Unknown => {
+            (RefusalCode::Unauthenticated, "check that the whole token was pasted, or ask for a new one")
+        }
         RegisterError::Expired(_) => (RefusalCode::Expired, new_token),
         RegisterError::Revoked(_) => (RefusalCode::Revoked, new_token),
         RegisterError::Used(_) | RegisterError::Superseded(_) => (RefusalCode::Used, new_token),
+        RegisterError::Quarantined(_) => (
+            RefusalCode::Unauthenticated,
+            "an administrator approves the identity: `horizon-controller approve SERVER`; then enrol again",
+        ),
         RegisterError::NoServer(_) => (RefusalCode::NotFound, "declare the server, then ask for a new token"),
         RegisterError::Ended(_) => (RefusalCode::Revoked, "declare a new server, then ask for a token of it"),
     };
@@ -166,17 +202,21 @@ pub(super) fn enrolment(error: &EnrolError) -> Refusal {
     let new_key = "ask an administrator for a new personal key";
     let (code, remedy) = match error {
         EnrolError::Store(e) => return internal(e),
-        EnrolError::Unknown => (RefusalCode::Unauthenticated, "check that the whole key was pasted, or ask for a new one"),
+        EnrolError::Unknown => {
+            (RefusalCode::Unauthenticated, "check that the whole key was pasted, or ask for a new one")
+        }
         EnrolError::KeyRevoked(_) => (RefusalCode::Revoked, new_key),
         EnrolError::KeyExpired(_) => (RefusalCode::Expired, new_key),
         EnrolError::NoUser(_) => (RefusalCode::NotFound, "ask an administrator to declare the user"),
         EnrolError::Suspended { .. } => (RefusalCode::Policy, "ask an administrator to end the suspension"),
-        EnrolError::DeviceRevoked(_) => {
-            (RefusalCode::Revoked, "ask an administrator; a device that was revoked stays so, with a new key of its own it is a new one")
-        }
-        EnrolError::TooMany { .. } => {
-            (RefusalCode::Limit, "revoke a device that is no longer used, or have the user's deviceLimit raised")
-        }
+        EnrolError::DeviceRevoked(_) => (
+            RefusalCode::Revoked,
+            "ask an administrator; a device that was revoked stays so, with a new key of its own it is a new one",
+        ),
+        EnrolError::TooMany { .. } => (
+            RefusalCode::Limit,
+            "revoke a device that is no longer used, or have the user's deviceLimit raised",
+        ),
     };
     Refusal::new(code, error.to_string(), remedy)
 }
@@ -187,7 +227,9 @@ pub(super) fn session(error: &SessionError, server: &str) -> Refusal {
         SessionError::Store(e) => return internal(e),
         SessionError::Device(_) => (RefusalCode::Revoked, "ask an administrator for a new personal key"),
         SessionError::Server(_) => (RefusalCode::Unavailable, "use another server"),
-        SessionError::Full(_) => (RefusalCode::Limit, "try again later, use another server, or have limits.maxSessions raised"),
+        SessionError::Full(_) => {
+            (RefusalCode::Limit, "try again later, use another server, or have limits.maxSessions raised")
+        }
         SessionError::NoAddress(_) => (RefusalCode::Limit, "have a larger range of addresses declared"),
     };
     Refusal::new(code, format!("server '{server}': {error}"), remedy)

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use horizon_model::{DeviceId, Incarnation, ServerId, SessionId};
+use horizon_model::{DeviceId, Incarnation, PublicKey, ServerId, SessionId};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 /// What a connection's task is asked by others.
@@ -18,6 +18,14 @@ pub(super) enum Command {
     ProveAlive(oneshot::Sender<bool>),
     /// Another connection speaks for the server from now on.
     MakeWay,
+}
+
+/// Who speaks for a server.
+#[derive(Debug)]
+pub(super) struct Speaker {
+    pub(super) incarnation: Incarnation,
+    pub(super) key: PublicKey,
+    pub(super) commands: mpsc::Sender<Command>,
 }
 
 /// A session that ended, for its device.
@@ -35,11 +43,17 @@ const NOTES: usize = 16;
 struct ServerEntry {
     number: u64,
     incarnation: Incarnation,
+    key: PublicKey,
     commands: mpsc::Sender<Command>,
     changed: Arc<Notify>,
     /// The sessions in the state that the appliance last reported to have applied; unknown before.
     applied: Option<HashSet<SessionId>>,
+    /// How large its state is, in bytes.
+    state_bytes: usize,
 }
+
+/// The number of a device's connection, and the way to it.
+type DeviceEntry = (u64, mpsc::Sender<EndNote>);
 
 /// An appliance's task in the registry.
 pub(super) struct ServerSeat {
@@ -62,7 +76,7 @@ pub(super) struct DeviceSeat {
 struct Inner {
     next: AtomicU64,
     servers: Mutex<HashMap<ServerId, ServerEntry>>,
-    devices: Mutex<HashMap<DeviceId, Vec<(u64, mpsc::Sender<EndNote>)>>>,
+    devices: Mutex<HashMap<DeviceId, Vec<DeviceEntry>>>,
 }
 
 /// Who is connected. A clone is the same registry.
@@ -75,9 +89,29 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Registry {
-    /// The incarnation that speaks for a server now, and how to ask it.
-    pub(super) fn server(&self, server: ServerId) -> Option<(Incarnation, mpsc::Sender<Command>)> {
-        lock(&self.0.servers).get(&server).map(|entry| (entry.incarnation, entry.commands.clone()))
+    /// Who speaks for a server now, and how to ask it.
+    pub(super) fn server(&self, server: ServerId) -> Option<Speaker> {
+        lock(&self.0.servers).get(&server).map(|entry| Speaker {
+            incarnation: entry.incarnation,
+            key: entry.key,
+            commands: entry.commands.clone(),
+        })
+    }
+
+    /// Takes the seat from whoever speaks for a server under another key than this.
+    pub(super) fn evict_others(&self, server: ServerId, key: PublicKey) {
+        let mut servers = lock(&self.0.servers);
+        if servers.get(&server).is_some_and(|entry| entry.key != key)
+            && let Some(old) = servers.remove(&server)
+        {
+            // A task whose queue is full finds out when it next looks for its seat.
+            let _ = old.commands.try_send(Command::MakeWay);
+        }
+    }
+
+    /// How large the state of a server is that is connected, in bytes.
+    pub(super) fn state_bytes(&self, server: ServerId) -> usize {
+        lock(&self.0.servers).get(&server).map_or(0, |entry| entry.state_bytes)
     }
 
     /// Takes the seat of a server if `expected` still holds it. Whoever held it is asked to make way.
@@ -85,12 +119,14 @@ impl Registry {
         &self,
         server: ServerId,
         incarnation: Incarnation,
+        key: PublicKey,
         expected: Option<Incarnation>,
     ) -> Option<ServerSeat> {
         let (sender, commands) = mpsc::channel(COMMANDS);
         let changed = Arc::new(Notify::new());
         let number = self.0.next.fetch_add(1, Ordering::Relaxed);
-        let entry = ServerEntry { number, incarnation, commands: sender, changed: changed.clone(), applied: None };
+        let entry =
+            ServerEntry { number, incarnation, key, commands: sender, changed: changed.clone(), applied: None, state_bytes: 0 };
         let mut servers = lock(&self.0.servers);
         if servers.get(&server).map(|entry| entry.incarnation) != expected {
             return None;
@@ -143,6 +179,15 @@ impl Registry {
 }
 
 impl ServerSeat {
+    /// Notes how large the state is, in bytes.
+    pub(super) fn set_state_bytes(&self, bytes: usize) {
+        if let Some(entry) = lock(&self.registry.0.servers).get_mut(&self.server)
+            && entry.number == self.number
+        {
+            entry.state_bytes = bytes;
+        }
+    }
+
     /// Notes which sessions the appliance has applied.
     pub(super) fn applied(&self, sessions: HashSet<SessionId>) {
         if let Some(entry) = lock(&self.registry.0.servers).get_mut(&self.server)
@@ -185,23 +230,28 @@ mod tests {
 
     use super::*;
 
+    const KEY: PublicKey = PublicKey([1; 32]);
+
     #[test]
     fn a_seat_is_taken_once_and_given_back_once() {
         let registry = Registry::default();
         let server = ServerId(Uuid::from_u128(1));
         let (a, b) = (Incarnation(Uuid::from_u128(1)), Incarnation(Uuid::from_u128(2)));
-        let mut first = registry.take_seat(server, a, None).unwrap();
-        assert!(registry.take_seat(server, b, None).is_none());
-        let second = registry.take_seat(server, b, Some(a)).unwrap();
+        let mut first = registry.take_seat(server, a, KEY, None).unwrap();
+        assert!(registry.take_seat(server, b, KEY, None).is_none());
+        let second = registry.take_seat(server, b, KEY, Some(a)).unwrap();
         assert!(matches!(first.commands.try_recv(), Ok(Command::MakeWay)));
         assert!(!first.is_held() && second.is_held());
         drop(first);
-        assert_eq!(registry.server(server).map(|(run, _)| run), Some(b));
+        assert_eq!(registry.server(server).map(|speaker| speaker.incarnation), Some(b));
         let session = SessionId(Uuid::from_u128(5));
         assert!(registry.may_hold(server, session));
         second.applied(HashSet::new());
         assert!(!registry.may_hold(server, session));
-        drop(second);
+        registry.evict_others(server, KEY);
+        assert!(second.is_held());
+        registry.evict_others(server, PublicKey([2; 32]));
+        assert!(!second.is_held());
         assert!(registry.server(server).is_none());
         assert!(registry.may_hold(server, session));
     }

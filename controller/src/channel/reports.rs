@@ -63,6 +63,9 @@ impl Appliance<'_> {
     }
 
     async fn take_in(&mut self, report: &ApplianceReport) -> Result<(), StoreError> {
+        if report.generation > self.newest_known() {
+            return Ok(());
+        }
         let epoch = self.sent.as_ref().map_or(0, |sent| sent.epoch);
         let applied = AppliedState {
             epoch,
@@ -77,10 +80,9 @@ impl Appliance<'_> {
             tracing::debug!(server = %self.server, sessions = noted.unknown, "a report names sessions that have ended");
         }
         self.raise(&report.violations).await;
-        let current = self
-            .sent
-            .as_ref()
-            .is_some_and(|sent| sent.generation == report.generation && Some(sent.entries.digest()) == report.digest);
+        let current = self.sent.as_ref().is_some_and(|sent| {
+            sent.generation == report.generation && Some(sent.entries.digest()) == report.digest
+        });
         if current {
             self.context.metrics.apply_seconds.observe(self.sent_at.elapsed().as_secs_f64());
             self.has_applied(&report.problems).await?;
@@ -91,9 +93,15 @@ impl Appliance<'_> {
         Ok(())
     }
 
+    /// The newest generation that the appliance can have.
+    fn newest_known(&self) -> u64 {
+        self.sent.as_ref().map_or(self.held.1, |sent| sent.generation.max(self.held.1))
+    }
+
     /// The appliance has applied the newest state: its sessions are active, except those it has problems with.
     pub(super) async fn has_applied(&mut self, problems: &[EntryProblem]) -> Result<(), StoreError> {
-        let refused: HashMap<&EntryId, &str> = problems.iter().map(|p| (&p.entry, p.message.as_str())).collect();
+        let refused: HashMap<&EntryId, &str> =
+            problems.iter().map(|p| (&p.entry, p.message.as_str())).collect();
         self.seat.applied(self.sent_sessions.clone());
         let waiting: HashSet<SessionId> = self
             .context
@@ -108,11 +116,12 @@ impl Appliance<'_> {
             let Some(why) = refused.get(&EntryId::session(id)) else {
                 if self.context.store.activate_session(id, self.context.now()).await? {
                     self.context.metrics.sessions_granted.inc();
-                    self.context.metrics.sessions.inc();
+                    self.context.count_sessions().await;
                 }
                 continue;
             };
-            let reason = EndReason { status: SessionStatus::Failed, by: EndedBy::Server, reason: (*why).to_owned() };
+            let reason =
+                EndReason { status: SessionStatus::Failed, by: EndedBy::Server, reason: (*why).to_owned() };
             if let Some(session) = self.context.store.live_session(id).await? {
                 self.context.end(&session, &reason).await?;
             }
@@ -129,8 +138,10 @@ impl Appliance<'_> {
             return;
         }
         let index = self.context.desired.index();
-        let tolerated = index.security_policy(&self.record.namespace).anomaly_thresholds.violations_per_minute;
-        for violation in violations {
+        let tolerated =
+            index.security_policy(&self.record.namespace).anomaly_thresholds.violations_per_minute;
+        // What is said about sessions that are not its own says something about the appliance alone.
+        for violation in violations.iter().filter(|v| self.sent_sessions.contains(&v.session)) {
             let (threshold, severity) = match violation.kind {
                 ViolationKind::SpoofedSource | ViolationKind::WrongNetwork => (0, Severity::High),
                 ViolationKind::Malformed => (tolerated.into(), Severity::Medium),
@@ -169,8 +180,11 @@ mod tests {
     #[test]
     fn events_are_raised_once_a_minute_above_the_threshold() {
         let mut counts = ViolationCounts::default();
-        let violation =
-            Violation { session: SessionId(Uuid::from_u128(1)), kind: ViolationKind::ForbiddenDestination, count: 60 };
+        let violation = Violation {
+            session: SessionId(Uuid::from_u128(1)),
+            kind: ViolationKind::ForbiddenDestination,
+            count: 60,
+        };
         let start = Instant::now();
         assert!(!counts.add(&violation, 100, start));
         assert!(counts.add(&violation, 100, start));

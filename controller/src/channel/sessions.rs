@@ -13,6 +13,7 @@ use horizon_model::{ServerId, SessionConflict, SessionId, Ticket};
 use horizon_wire::{
     convert,
     envelope::{self, Context as Signed},
+    frame::MAX_FROM_CONTROLLER,
     proto::{self, RefusalCode, from_controller::Message as Say},
     refusal::Refusal,
 };
@@ -28,16 +29,19 @@ use super::{
 use crate::{
     live::Hint,
     store::{
-        DeviceRecord, EndReason, EndedBy, NewEvent, NewSession, ServerRecord, SessionOutcome, SessionRow, SessionStatus,
-        Severity, Source, StoreError,
+        DeviceRecord, EndReason, EndedBy, NewEvent, NewSession, ServerRecord, SessionOutcome, SessionRow,
+        SessionStatus, Severity, Source, StoreError,
     },
 };
 
 /// How long a name in `tunnel.advertise` may take to be resolved.
 const RESOLVE_PATIENCE: Duration = Duration::from_secs(2);
+/// The size of a state above which no further session is added, in bytes: a whole state must fit a message.
+const MAX_STATE_BYTES: usize = MAX_FROM_CONTROLLER / 8 * 7;
 /// The most addresses of a ticket.
 const MAX_ADDRESSES: usize = 16;
 
+#[allow(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
 fn internal(error: StoreError) -> Refusal {
     refusals::internal(&error)
 }
@@ -69,9 +73,14 @@ pub(super) async fn request(
     if !context.live.presence(server).is_some_and(|presence| presence.online) {
         return Err(refusals::offline(&name));
     }
+    if context.registry.state_bytes(server) > MAX_STATE_BYTES {
+        return Err(refusals::state_full(&name));
+    }
     let agreed = match &asked.take_over[..] {
         [] => None,
-        bytes => Some(SessionId::from_slice(bytes).ok_or_else(|| refusals::malformed("the field 'take_over'"))?),
+        bytes => {
+            Some(SessionId::from_slice(bytes).ok_or_else(|| refusals::malformed("the field 'take_over'"))?)
+        }
     };
     // Subscribed before anything is asked of an appliance: its answer cannot be missed.
     let mut hints = context.live.subscribe();
@@ -115,7 +124,8 @@ async fn clear_the_way(
     agreed: Option<SessionId>,
     hints: &mut Receiver<Hint>,
 ) -> Result<Option<Say>, Refusal> {
-    let Some((conflict, session)) = context.store.session_of_user(device.user).await.map_err(internal)? else {
+    let Some((conflict, session)) = context.store.session_of_user(device.user).await.map_err(internal)?
+    else {
         return Ok(None);
     };
     let gone = appliance_gone(context, session.server).await.map_err(internal)?;
@@ -145,7 +155,10 @@ async fn clear_the_way(
             let reason = EndReason {
                 status: SessionStatus::Interrupted,
                 by: EndedBy::Client,
-                reason: format!("device '{}' took the connection over while the appliance was gone", device.name),
+                reason: format!(
+                    "device '{}' took the connection over while the appliance was gone",
+                    device.name
+                ),
             };
             if context.end(&session, &reason).await.map_err(internal)? {
                 let event = NewEvent {
@@ -173,7 +186,8 @@ async fn appliance_gone(context: &Context, server: ServerId) -> Result<Option<Du
         Some(presence) => Some(presence.last_seen),
         None => context.store.server(server).await?.and_then(|record| record.last_heartbeat),
     };
-    let gone = last.map(|last| context.now().duration_since(last)).and_then(|gone| Duration::try_from(gone).ok());
+    let gone =
+        last.map(|last| context.now().duration_since(last)).and_then(|gone| Duration::try_from(gone).ok());
     Ok(Some(gone.unwrap_or(Duration::MAX)))
 }
 
@@ -181,7 +195,9 @@ async fn appliance_gone(context: &Context, server: ServerId) -> Result<Option<Du
 async fn next_hint(hints: &mut Receiver<Hint>, deadline: Instant) -> bool {
     loop {
         match timeout_at(deadline, hints.recv()).await {
-            Ok(Ok(Hint::StateApplied { .. } | Hint::SessionEnded { .. }) | Err(RecvError::Lagged(_))) => return true,
+            Ok(Ok(Hint::StateApplied { .. } | Hint::SessionEnded { .. }) | Err(RecvError::Lagged(_))) => {
+                return true;
+            }
             Ok(Ok(_)) => {}
             Ok(Err(RecvError::Closed)) | Err(_) => return false,
         }
@@ -249,7 +265,8 @@ async fn addresses(index: &Index, record: &ServerRecord) -> Vec<SocketAddr> {
     let mut list: Vec<SocketAddr> = Vec::new();
     let Some((_, spec)) = index.server_by_id(record.server) else { return list };
     for endpoint in &spec.tunnel.advertise {
-        let resolved = tokio::time::timeout(RESOLVE_PATIENCE, tokio::net::lookup_host(endpoint.to_string())).await;
+        let resolved =
+            tokio::time::timeout(RESOLVE_PATIENCE, tokio::net::lookup_host(endpoint.to_string())).await;
         // A name that cannot be resolved here may leave other ways.
         list.extend(resolved.ok().and_then(Result::ok).into_iter().flatten());
     }

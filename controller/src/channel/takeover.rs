@@ -29,7 +29,12 @@ pub(super) enum Takeover {
 }
 
 /// Decides. A session that is not the one the user agreed to end is asked about again.
-pub(super) fn decide(held: Option<Held>, device: DeviceId, agreed: Option<SessionId>, grace: Duration) -> Takeover {
+pub(super) fn decide(
+    held: Option<Held>,
+    device: DeviceId,
+    agreed: Option<SessionId>,
+    grace: Duration,
+) -> Takeover {
     match held {
         None => Takeover::None,
         Some(held) if held.device == device => Takeover::None,

@@ -64,7 +64,9 @@ impl Wire {
                 Ok(Some(message)) => message,
                 Ok(None) => return Err(End::Gone("the peer said goodbye".into())),
                 Err(ReceiveError::Connection(e)) => return Err(End::Gone(e.to_string())),
-                Err(ReceiveError::Frame(e)) => return Err(End::refuse(0, refusals::malformed(&e.to_string()))),
+                Err(ReceiveError::Frame(e)) => {
+                    return Err(End::refuse(0, refusals::malformed(&e.to_string())));
+                }
             };
             match self.rate.count(self.used_until, Timestamp::now()) {
                 Some(until) => self.used_until = Some(until),
@@ -78,7 +80,11 @@ impl Wire {
     }
 
     /// Sends a message, as the answer to a request or 0. Returns how many bytes it was.
-    pub(super) async fn send(&mut self, request: u64, message: from_controller::Message) -> Result<usize, End> {
+    pub(super) async fn send(
+        &mut self,
+        request: u64,
+        message: from_controller::Message,
+    ) -> Result<usize, End> {
         let message = proto::FromController { request, message: Some(message) };
         match timeout(self.patience, self.sender.send(&message)).await {
             Ok(Ok(bytes)) => Ok(bytes),

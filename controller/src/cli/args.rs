@@ -5,30 +5,30 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use horizon_crds::{DEFAULT_NAMESPACE, IdentityDigest, KindName, Name, TimeSpan};
 
-use crate::config::{Advertised, Settings};
+use crate::config::{Advertised, Settings, defaults};
 
 const EXAMPLES: &str = "\
 Getting started:
-  horizon-controller init my-org            make a folder with settings, keys and starter documents
+  horizon-controller init my-org         make a folder with settings, keys and starter documents
   horizon-controller run --config my-org/config.toml
   cd my-org
-  horizon-controller token home             one string to paste on the machine that becomes server 'home'
-  horizon-controller invite ann             one string that user 'ann' pastes into her client
-  horizon-controller get all                what is declared and how it goes
+  horizon-controller token home          a string to paste on the machine that becomes 'home'
+  horizon-controller invite ann          a string that user 'ann' pastes into her client
+  horizon-controller get all             what is declared and how it goes
 
-Changing things: edit the files in my-org/resources and save; the running controller follows at once.
-  horizon-controller validate resources     check files without a controller
-  horizon-controller diff resources         see what would change and whom it affects, before it does
+To change things, edit the files in my-org/resources; the running controller follows at once.
+  horizon-controller validate resources  check files, without a controller
+  horizon-controller diff resources      see what would change, and whom it affects
 
-Commands that talk to a running controller find its socket through --socket, HORIZON_SOCKET, the settings in --config
-(or ./config.toml), or at ./data/horizon.sock.";
+Commands that talk to a running controller find it through --socket, HORIZON_SOCKET, the settings
+in --config (or ./config.toml), or at ./data/horizon.sock.";
 
 /// Reads what an organisation declares, tells its appliances, and grants its people sessions.
 #[derive(Debug, Parser)]
 #[command(name = "horizon-controller", version, after_help = EXAMPLES, max_term_width = 110)]
 pub struct Cli {
     /// The file of settings. Unset: ./config.toml, if there is one.
-    #[arg(long, global = true, env = "HORIZON_CONFIG", value_name = "FILE")]
+    #[arg(long, global = true, env = "HORIZON_CONFIG", hide_env_values = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// What to do.
     #[command(subcommand)]
@@ -41,10 +41,7 @@ pub enum Command {
     /// Make a folder with settings, keys and starter documents.
     Init(InitArgs),
     /// Run the controller until it is stopped (SIGTERM or Ctrl-C).
-    #[command(
-        after_help = "Every setting can also be written into the file of settings, under its name with '_' for '-'. \
-        Flags go over environment variables, these over the file, and that over the defaults."
-    )]
+    #[command(after_help = settings_help())]
     Run(Box<Settings>),
     /// Show settings.
     Config {
@@ -192,6 +189,14 @@ pub enum Command {
     },
 }
 
+fn settings_help() -> String {
+    format!(
+        "Every setting can also be written into the file of settings, under its name with '_' for '-'.\n\
+         Flags go over environment variables, these over the file, that over the defaults:\n{}",
+        defaults()
+    )
+}
+
 const GET_EXAMPLES: &str = "\
 Examples:
   horizon-controller get all
@@ -224,7 +229,7 @@ pub enum ConfigCommand {
 #[derive(Debug, Args)]
 pub struct Connection {
     /// The Unix socket of the controller.
-    #[arg(long, env = "HORIZON_SOCKET", value_name = "PATH")]
+    #[arg(long, env = "HORIZON_SOCKET", hide_env_values = true, value_name = "PATH")]
     pub socket: Option<PathBuf>,
 }
 

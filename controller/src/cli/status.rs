@@ -28,8 +28,10 @@ fn tell(status: &Status, now: jiff::Timestamp, out: &mut dyn Write) -> io::Resul
     writeln!(out, "Organisation    {}", status.root)?;
     writeln!(
         out,
-        "Connected       {} appliances, {} devices, {} sessions",
-        status.appliances, status.devices, status.sessions
+        "Connected       {}, {}, {}",
+        count(status.appliances, "appliance"),
+        count(status.devices, "device"),
+        count(status.sessions, "session")
     )?;
     let counts: Vec<String> = status
         .resources
@@ -51,6 +53,10 @@ fn tell(status: &Status, now: jiff::Timestamp, out: &mut dyn Write) -> io::Resul
         status.problems.iter().try_for_each(|line| write_indented(out, line))?;
     }
     Ok(())
+}
+
+fn count(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]
@@ -80,7 +86,7 @@ mod tests {
 Controller 0.1.0, ready, running for 24h
 Listens on      [::]:7440, reached at 192.0.2.1:7440
 Organisation    abc
-Connected       1 appliances, 2 devices, 3 sessions
+Connected       1 appliance, 2 devices, 3 sessions
 Resources       2 Server, from /o/resources
 
 Problems in the resource files (the last good state is in force):

@@ -6,4 +6,4 @@ mod settings;
 
 pub use file::{FileError, read_file};
 pub use resolve::{Config, ConfigError, Limits, Timeouts};
-pub use settings::{Advertised, DEFAULT_FILE, LogFormat, Settings, commented_file};
+pub use settings::{Advertised, DEFAULT_FILE, LogFormat, Settings, commented_file, defaults};

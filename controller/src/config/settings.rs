@@ -49,6 +49,13 @@ macro_rules! settings {
             }
         }
 
+        /// Every setting that has a default, with it, one line each, for the help.
+        pub fn defaults() -> String {
+            let all = [$((stringify!($name), $default)),+];
+            let with = all.iter().filter(|(name, _)| *name != "advertise");
+            with.map(|(name, default)| format!("  {name} = {default}")).collect::<Vec<_>>().join("\n")
+        }
+
         /// An example of the file, with every setting described and commented out.
         pub fn commented_file() -> String {
             let mut text = String::new();

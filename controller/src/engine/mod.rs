@@ -106,10 +106,15 @@ impl Engine {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub async fn start(options: EngineOptions, parts: EngineParts) -> Result<(Self, JoinHandle<()>), StartError> {
+    pub async fn start(
+        options: EngineOptions,
+        parts: EngineParts,
+    ) -> Result<(Self, JoinHandle<()>), StartError> {
         let index = Arc::new(Index::new(parts.store.load_resources().await?));
-        let shared =
-            Arc::new(Shared { index: watch::Sender::new(index.clone()), report: RwLock::new(Report::default()) });
+        let shared = Arc::new(Shared {
+            index: watch::Sender::new(index.clone()),
+            report: RwLock::new(Report::default()),
+        });
         let (commands, receiver) = mpsc::channel(MAX_COMMANDS);
         // Listened to before anything is looked at, so that nothing is missed.
         let hints = parts.live.subscribe();

@@ -83,7 +83,11 @@ impl Task {
     }
 
     /// Brings a resource into force that the interface asks for.
-    pub(super) async fn put(&mut self, resource: Arc<Resource>, actor: &Actor) -> Result<Arc<Stored>, PutError> {
+    pub(super) async fn put(
+        &mut self,
+        resource: Arc<Resource>,
+        actor: &Actor,
+    ) -> Result<Arc<Stored>, PutError> {
         let id = resource.id();
         let index = self.shared.index.borrow().clone();
         let plan = plan_put(&index, resource).map_err(PutError::Refused)?;
@@ -95,11 +99,19 @@ impl Task {
     }
 
     /// Writes a plan to the store in one transaction and hands out the index it leads to.
-    async fn commit(&mut self, index: &Arc<Index>, plan: &Plan, actor: &Actor) -> Result<Arc<Index>, CommitError> {
+    async fn commit(
+        &mut self,
+        index: &Arc<Index>,
+        plan: &Plan,
+        actor: &Actor,
+    ) -> Result<Arc<Index>, CommitError> {
         if plan.is_empty() {
             return Ok(index.clone());
         }
-        let puts = plan.puts.values().map(|put| Change::Put { resource: put.resource.clone(), origin: put.origin.clone() });
+        let puts = plan
+            .puts
+            .values()
+            .map(|put| Change::Put { resource: put.resource.clone(), origin: put.origin.clone() });
         let changes: Vec<_> = puts.chain(plan.removals.iter().cloned().map(Change::Remove)).collect();
         let committed = self.parts.store.commit_resources(&changes, actor, Timestamp::now()).await?;
         let stored = committed.assigned.into_iter().filter_map(|assigned| {
@@ -154,7 +166,8 @@ impl Task {
 
     /// Shows what is wrong now.
     fn show(&mut self) {
-        let (report, problems) = Report::gather(&self.directory, &self.desired, &self.rejected, self.held.as_ref());
+        let (report, problems) =
+            Report::gather(&self.directory, &self.desired, &self.rejected, self.held.as_ref());
         for problem in new_problems(&self.shared.report().problems, &report.problems) {
             tracing::warn!("{problem}");
         }

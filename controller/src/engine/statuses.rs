@@ -9,7 +9,7 @@ use horizon_controller_core::{
     Index, Stored,
     status::{BEHIND_DAMPING, Computed, Facts, Presence, Status, StatusInput, status},
 };
-use horizon_crds::{PersonalKeyPhase, Resource, ResourceId};
+use horizon_crds::{ConditionStatus, ConditionType, PersonalKeyPhase, Resource, ResourceId};
 use horizon_model::{KeyId, NetworkId, ServerId};
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
@@ -51,7 +51,9 @@ impl Statuses {
                 Ok(status) => {
                     written.insert(uid, status);
                 }
-                Err(error) => tracing::warn!(resource = %stored.id(), %error, "a status cannot be read and is made anew"),
+                Err(error) => {
+                    tracing::warn!(resource = %stored.id(), %error, "a status cannot be read and is made anew")
+                }
             }
         }
         Ok(Self {
@@ -89,8 +91,8 @@ impl Statuses {
 
     /// A server applied a state: one that was said to be behind may not be any more.
     pub(super) fn server_applied(&mut self, server: ServerId, id: Option<ResourceId>) {
-        use horizon_crds::{ConditionStatus, ConditionType};
-        let up_to_date = self.written.get(&server.0).and_then(|status| status.condition(ConditionType::UpToDate));
+        let up_to_date =
+            self.written.get(&server.0).and_then(|status| status.condition(ConditionType::UpToDate));
         self.behind.remove(&server);
         if up_to_date.is_none_or(|condition| condition.status != ConditionStatus::True) {
             self.mark(id);
@@ -143,6 +145,7 @@ impl Statuses {
             return;
         }
         self.batch(parts, shared, problems, now).await;
+        parts.metrics.set_queue_depth("statuses", self.dirty.len());
         if self.dirty.is_empty() {
             self.work_at = None;
         }
@@ -202,7 +205,9 @@ impl Statuses {
         let works = |status: &Status| match status {
             Status::PersonalKey(key) => !matches!(
                 key.phase,
-                Some(PersonalKeyPhase::Expired | PersonalKeyPhase::Deactivated | PersonalKeyPhase::Compromised)
+                Some(
+                    PersonalKeyPhase::Expired | PersonalKeyPhase::Deactivated | PersonalKeyPhase::Compromised
+                )
             ),
             _ => true,
         };
@@ -243,7 +248,9 @@ impl Statuses {
                 }
                 Facts::Server(Box::new(facts))
             }
-            Resource::RegistrationKey(_) => Facts::RegistrationKey(store.registration_key_facts(stored.uid).await?),
+            Resource::RegistrationKey(_) => {
+                Facts::RegistrationKey(store.registration_key_facts(stored.uid).await?)
+            }
             Resource::User(_) => Facts::User(store.user_facts(stored.uid).await?),
             Resource::PersonalKey(_) => Facts::PersonalKey(store.personal_key_facts(stored.uid).await?),
             Resource::AccessPolicy(_) => Facts::None,
@@ -251,7 +258,10 @@ impl Statuses {
                 let number = stored.number.unwrap_or(NetworkId::ACCESS);
                 Facts::VirtualNetwork { addresses_in_use: store.addresses_in_use(number).await? }
             }
-            Resource::SecurityPolicy(_) => Facts::SecurityPolicy { locked_out: 0 },
+            Resource::SecurityPolicy(_) => {
+                let locked_out = u32::try_from(parts.live.locked_out(now)).unwrap_or(u32::MAX);
+                Facts::SecurityPolicy { locked_out }
+            }
             Resource::Approval(_) => Facts::Approval(store.decision_facts(stored.uid).await?),
             Resource::Revocation(_) => Facts::Revocation(store.decision_facts(stored.uid).await?),
         })
@@ -260,10 +270,14 @@ impl Statuses {
 
 /// A key stopped working: the sessions of its owner are looked at again.
 async fn tell_owner(parts: &EngineParts, index: &Index, key: Uuid) {
-    let Some(Resource::PersonalKey(document)) = index.by_uid(key).map(|stored| &*stored.resource) else { return };
+    let Some(Resource::PersonalKey(document)) = index.by_uid(key).map(|stored| &*stored.resource) else {
+        return;
+    };
     let Some((user, _)) = index.user(&document.metadata.namespace, &document.spec.user_ref) else { return };
     match parts.store.servers_with_sessions(&[user.uid], &[]).await {
         Ok(servers) => servers.into_iter().for_each(|server| parts.live.publish(Hint::ServerChanged(server))),
-        Err(error) => tracing::error!(%error, key = %KeyId(key), "the sessions of an ended key could not be found"),
+        Err(error) => {
+            tracing::error!(%error, key = %KeyId(key), "the sessions of an ended key could not be found")
+        }
     }
 }

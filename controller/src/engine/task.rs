@@ -26,16 +26,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// What the interface asks for.
 pub(super) enum Command {
     /// Bring a resource into force.
-    Put {
-        resource: Arc<Resource>,
-        actor: Actor,
-        reply: oneshot::Sender<Result<Arc<Stored>, PutError>>,
-    },
+    Put { resource: Arc<Resource>, actor: Actor, reply: oneshot::Sender<Result<Arc<Stored>, PutError>> },
     /// Carry out the removals that wait.
-    ConfirmPrune {
-        actor: Actor,
-        reply: oneshot::Sender<Result<usize, PutError>>,
-    },
+    ConfirmPrune { actor: Actor, reply: oneshot::Sender<Result<usize, PutError>> },
 }
 
 /// The engine's task.
@@ -63,7 +56,12 @@ pub(super) struct Task {
 }
 
 impl Task {
-    pub(super) fn new(limit: PruneLimit, parts: EngineParts, shared: Arc<Shared>, statuses: Statuses) -> Self {
+    pub(super) fn new(
+        limit: PruneLimit,
+        parts: EngineParts,
+        shared: Arc<Shared>,
+        statuses: Statuses,
+    ) -> Self {
         Self {
             limit,
             parts,
@@ -95,7 +93,7 @@ impl Task {
                 () = stop.requested() => break,
                 Some(command) = commands.recv() => self.command(command).await,
                 Some(changes) = changes.recv() => self.changes(changes).await,
-                hint = hints.recv() => self.hint(hint),
+                hint = hints.recv() => self.hint(&hint),
                 () = tokio::time::sleep_until(wake) => self.due().await,
             }
         }
@@ -136,15 +134,15 @@ impl Task {
         }
     }
 
-    fn hint(&mut self, hint: Result<Hint, broadcast::error::RecvError>) {
+    fn hint(&mut self, hint: &Result<Hint, broadcast::error::RecvError>) {
         let index = self.shared.index.borrow().clone();
         match hint {
-            Ok(Hint::StatusDirty(uid)) => self.statuses.mark(index.by_uid(uid).map(|stored| stored.id())),
+            Ok(Hint::StatusDirty(uid)) => self.statuses.mark(index.by_uid(*uid).map(|stored| stored.id())),
             Ok(Hint::ServerChanged(server)) => {
-                self.statuses.watch_server(server, index.by_uid(server.0).map(|stored| stored.id()));
+                self.statuses.watch_server(*server, index.by_uid(server.0).map(|stored| stored.id()));
             }
             Ok(Hint::StateApplied { server, .. }) => {
-                self.statuses.server_applied(server, index.by_uid(server.0).map(|stored| stored.id()));
+                self.statuses.server_applied(*server, index.by_uid(server.0).map(|stored| stored.id()));
             }
             Ok(_) => {}
             Err(broadcast::error::RecvError::Lagged(_)) => self.statuses.mark_all(&index),

@@ -1,9 +1,9 @@
 use std::{fs, future::Future, path::PathBuf, sync::Arc, time::Duration};
 
 use horizon_controller_core::{Index, PruneLimit, status::Status};
-use horizon_crds::{ConditionStatus, ConditionType, KindName, Resource, parse};
+use horizon_crds::{ConditionStatus, ConditionType, KindName, PersonalKeyPhase, Resource, parse};
 use horizon_model::{Incarnation, Secret, ServerId};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tempfile::TempDir;
 use tokio::{sync::broadcast, task::JoinHandle};
 use uuid::Uuid;
@@ -31,7 +31,9 @@ struct Rig {
 }
 
 fn document(kind: &str, name: &str, spec: &str) -> String {
-    format!("apiVersion = \"horizon.dev/v1alpha1\"\nkind = \"{kind}\"\nmetadata.name = \"{name}\"\n[spec]\n{spec}\n")
+    format!(
+        "apiVersion = \"horizon.dev/v1alpha1\"\nkind = \"{kind}\"\nmetadata.name = \"{name}\"\n[spec]\n{spec}\n"
+    )
 }
 
 fn resource(kind: &str, name: &str, spec: &str) -> Resource {
@@ -122,7 +124,13 @@ impl Rig {
         Some(Status::from_json(kind, json).unwrap())
     }
 
-    async fn until_condition(&self, kind: KindName, name: &str, of: ConditionType, expected: ConditionStatus) -> String {
+    async fn until_condition(
+        &self,
+        kind: KindName,
+        name: &str,
+        of: ConditionType,
+        expected: ConditionStatus,
+    ) -> String {
         let mut message = String::new();
         eventually(&format!("{of:?} of {name} becomes {expected:?}"), || async {
             let status = self.status(kind, name).await;
@@ -145,7 +153,8 @@ async fn eventually<F: Future<Output = bool>>(what: &str, mut check: impl FnMut(
 }
 
 fn basics() -> Vec<(&'static str, String)> {
-    let policy = "subjects.users = [\"ana\"]\nservers = [\"berlin\"]\ndestinations = [{ cidr = \"10.0.0.0/8\" }]";
+    let policy =
+        "subjects.users = [\"ana\"]\nservers = [\"berlin\"]\ndestinations = [{ cidr = \"10.0.0.0/8\" }]";
     vec![
         ("berlin.toml", document("Server", "berlin", "")),
         ("oslo.toml", document("Server", "oslo", "")),
@@ -191,11 +200,18 @@ async fn only_those_concerned_are_told() {
     let rig = Rig::start(&basics()).await.ready().await;
     let mut hints = rig.live.subscribe();
     let berlin = ServerId(rig.uid(KindName::Server, "berlin"));
-    let policy = "subjects.users = [\"ana\"]\nservers = [\"berlin\"]\ndestinations = [{ cidr = \"192.0.2.0/24\" }]";
+    let policy =
+        "subjects.users = [\"ana\"]\nservers = [\"berlin\"]\ndestinations = [{ cidr = \"192.0.2.0/24\" }]";
     rig.write("policy.toml", &document("AccessPolicy", "all", policy));
     rig.until(|i| i.all(KindName::AccessPolicy)[0].generation == 2).await;
     // Hints follow the index, and the pass after this one follows them.
-    rig.engine.put(resource("Revocation", "r", "target = { kind = \"Device\", name = \"d\" }\nreason = \"x\""), admin()).await.unwrap();
+    rig.engine
+        .put(
+            resource("Revocation", "r", "target = { kind = \"Device\", name = \"d\" }\nreason = \"x\""),
+            admin(),
+        )
+        .await
+        .unwrap();
     assert_eq!(told(&mut hints), [berlin]);
     rig.stop().await;
 }
@@ -206,7 +222,10 @@ async fn a_broken_file_keeps_its_last_good_state() {
     rig.write("ana.toml", &document("User", "ana", "suspendet = true"));
     let message =
         rig.until_condition(KindName::User, "ana", ConditionType::Accepted, ConditionStatus::False).await;
-    assert!(message.starts_with("ana.toml:5:1: User default/ana: ") && message.contains("suspended"), "{message}");
+    assert!(
+        message.starts_with("ana.toml:5:1: User default/ana: ") && message.contains("suspended"),
+        "{message}"
+    );
     assert_eq!(rig.engine.problems().len(), 1);
     rig.write("more.toml", &document("User", "ben", ""));
     rig.has(KindName::User, "ben").await;
@@ -223,7 +242,8 @@ async fn a_broken_file_keeps_its_last_good_state() {
 
 #[tokio::test]
 async fn removals_of_many_wait_for_a_confirmation() {
-    let mut files: Vec<_> = (0..20).map(|i| (format!("u{i}.toml"), document("User", &format!("u{i}"), ""))).collect();
+    let mut files: Vec<_> =
+        (0..20).map(|i| (format!("u{i}.toml"), document("User", &format!("u{i}"), ""))).collect();
     files.push(("s.toml".into(), document("Server", "s", "")));
     let files: Vec<_> = files.iter().map(|(path, text)| (path.as_str(), text.clone())).collect();
     let rig = Rig::start(&files).await.ready().await;
@@ -247,7 +267,8 @@ async fn a_directory_that_is_emptied_or_gone_removes_nothing() {
     for (path, _) in basics() {
         rig.delete(path);
     }
-    eventually("the removals wait", || async { rig.engine.held().is_some_and(|h| h.resources.len() == 4) }).await;
+    eventually("the removals wait", || async { rig.engine.held().is_some_and(|h| h.resources.len() == 4) })
+        .await;
     assert_eq!(rig.engine.index().len(), 4);
     let (dir, store) = rig.stop().await;
     store.close().await;
@@ -286,10 +307,15 @@ async fn the_interface_puts_what_no_file_declares() {
     let key = resource("RegistrationKey", "berlin-1", "serverRef = \"berlin\"");
     let stored = rig.engine.put(key.clone(), admin()).await.unwrap();
     assert_eq!(rig.engine.put(key, admin()).await.unwrap().uid, stored.uid, "asking again changes nothing");
-    rig.until_condition(KindName::RegistrationKey, "berlin-1", ConditionType::Ready, ConditionStatus::True).await;
+    rig.until_condition(KindName::RegistrationKey, "berlin-1", ConditionType::Ready, ConditionStatus::True)
+        .await;
 
-    let refused = rig.engine.put(resource("RegistrationKey", "x", "serverRef = \"berln\""), admin()).await.unwrap_err();
-    assert!(matches!(refused, PutError::Refused(_)) && refused.to_string().contains("did you mean \"berlin\"?"), "{refused}");
+    let refused =
+        rig.engine.put(resource("RegistrationKey", "x", "serverRef = \"berln\""), admin()).await.unwrap_err();
+    assert!(
+        matches!(refused, PutError::Refused(_)) && refused.to_string().contains("did you mean \"berlin\"?"),
+        "{refused}"
+    );
     let refused = rig.engine.put(resource("User", "ana", "suspended = true"), admin()).await.unwrap_err();
     assert!(refused.to_string().contains("already belongs to ana.toml"), "{refused}");
 
@@ -314,7 +340,10 @@ async fn statuses_follow_the_live_layer() {
 
 #[tokio::test]
 async fn documents_wait_for_what_they_name() {
-    let rig = Rig::start(&[("k.toml", document("RegistrationKey", "k", "serverRef = \"late\""))]).await.ready().await;
+    let rig = Rig::start(&[("k.toml", document("RegistrationKey", "k", "serverRef = \"late\""))])
+        .await
+        .ready()
+        .await;
     assert!(rig.engine.index().is_empty());
     assert_eq!(rig.engine.problems().len(), 1);
     rig.write("late.toml", &document("Server", "late", ""));
@@ -323,55 +352,17 @@ async fn documents_wait_for_what_they_name() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn zz_perf() {
-    let dir = TempDir::new().unwrap();
-    for i in 0..9000 {
-        write_into(&dir, &format!("u{i}.toml"), &document("User", &format!("u{i}"), "groups = [\"staff\"]\nemail = \"someone@example.org\""));
-    }
-    for i in 0..900 {
-        write_into(&dir, &format!("s{i}.toml"), &document("Server", &format!("s{i}"), "location = \"rack 4\""));
-    }
-    for i in 0..100 {
-        write_into(&dir, &format!("p{i}.toml"), &document("AccessPolicy", &format!("p{i}"), &format!("subjects.groups = [\"staff\"]\nservers = [\"s{i}\"]\ndestinations = [{{ cidr = \"10.0.0.0/8\" }}]")));
-    }
-    let t = std::time::Instant::now();
-    let rig = Rig::open(dir).await.ready().await;
-    eprintln!("first start {:?}", t.elapsed());
-    let t = std::time::Instant::now();
-    eventually("statuses", || async { rig.store.statuses().await.unwrap().len() == 10_000 }).await;
-    eprintln!("statuses {:?}", t.elapsed());
-    let (dir, store) = rig.stop().await; let _ = std::fs::remove_dir_all("/tmp/zzfix"); std::process::Command::new("cp").args(["-a", dir.path().to_str().unwrap(), "/tmp/zzfix"]).status().unwrap();
-    store.close().await;
-    let t = std::time::Instant::now();
-    let rig = Rig::open(dir).await;
-    eprintln!("open {:?}", t.elapsed());
-    let rig = rig.ready().await;
-    eprintln!("second start {:?}", t.elapsed());
-    tokio::time::sleep(Duration::from_secs(6)).await;
-    for n in 1..8 {
-        let t = std::time::Instant::now();
-        rig.write("s7.toml", &document("Server", "s7", &format!("tunnel.port = {n}")));
-        rig.until(|i| i.server("default", "s7").is_some_and(|(_, s)| s.tunnel.port == n)).await;
-        eprintln!("edit {:?}", t.elapsed());
-    }
-    let rss = std::fs::read_to_string("/proc/self/status").unwrap();
-    eprintln!("{:?}", rss.lines().filter(|l| l.starts_with("VmRSS") || l.starts_with("VmHWM")).collect::<Vec<_>>());
-    rig.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn zz_mem() {
-    let rss = || { let s = std::fs::read_to_string("/proc/self/status").unwrap(); s.lines().filter(|l| l.starts_with("VmRSS") || l.starts_with("VmHWM")).collect::<Vec<_>>().join(" ") };
-    let dir = TempDir::new_in("/tmp").unwrap();
-    std::process::Command::new("cp").args(["-a", "/tmp/zzfix/.", dir.path().to_str().unwrap()]).status().unwrap();
-    eprintln!("before {}", rss());
-    let t = std::time::Instant::now();
-    let rig = Rig::open(dir).await;
-    eprintln!("opened {:?} {}", t.elapsed(), rss());
-    let rig = rig.ready().await;
-    eprintln!("ready {:?} {}", t.elapsed(), rss());
-    tokio::time::sleep(Duration::from_secs(6)).await;
-    eprintln!("later {}", rss());
+#[tokio::test]
+async fn a_key_expires_by_itself() {
+    let rig = Rig::start(&basics()).await.ready().await;
+    let soon = Timestamp::now().checked_add(SignedDuration::from_secs(1)).unwrap();
+    let key = resource("PersonalKey", "ana-1", &format!("userRef = \"ana\"\nexpiresAt = \"{soon}\""));
+    rig.engine.put(key, admin()).await.unwrap();
+    eventually("the key expires", || async {
+        let status = rig.status(KindName::PersonalKey, "ana-1").await;
+        matches!(status, Some(Status::PersonalKey(key)) if key.phase == Some(PersonalKeyPhase::Expired))
+    })
+    .await;
+    assert!(Timestamp::now() >= soon);
     rig.stop().await;
 }

@@ -87,7 +87,9 @@ pub(super) fn find_key(
     let mut versions: Vec<u64> = Vec::new();
     for entry in fs::read_dir(directory).map_err(failed(directory))? {
         let file = entry.map_err(failed(directory))?.file_name();
-        let number: Option<u64> = file.to_str().and_then(|f| f.strip_prefix(name)?.strip_prefix('-')?.strip_suffix(".key")?.parse().ok());
+        let number: Option<u64> = file
+            .to_str()
+            .and_then(|f| f.strip_prefix(name)?.strip_prefix('-')?.strip_suffix(".key")?.parse().ok());
         versions.extend(number);
     }
     versions.sort_unstable_by(|a, b| b.cmp(a));

@@ -6,7 +6,10 @@
 
 mod files;
 
-use std::{io, path::{Path, PathBuf}};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use horizon_model::{PublicKey, RootId, Secret};
 use horizon_wire::{
@@ -30,7 +33,8 @@ const MAX_CHAIN_BYTES: usize = 4 * 1024 * 1024;
 const CHAIN: &str = "keysets.bin";
 const ENVELOPE: &str = "envelope";
 const ROOT: &str = "root";
-const USES: [(KeyUse, &str); 3] = [(KeyUse::Tls, "tls"), (KeyUse::State, "state"), (KeyUse::Ticket, "ticket")];
+const USES: [(KeyUse, &str); 3] =
+    [(KeyUse::Tls, "tls"), (KeyUse::State, "state"), (KeyUse::Ticket, "ticket")];
 
 /// Why the keys cannot be used.
 #[derive(Debug, Error)]

@@ -27,7 +27,8 @@ struct Failures {
 pub struct InProcess {
     servers: Mutex<HashMap<ServerId, Presence>>,
     devices: Mutex<HashMap<DeviceId, usize>>,
-    counters: Mutex<HashMap<Counted, Timestamp>>,
+    /// What forged packets fill is apart from what they cannot.
+    counters: [Mutex<HashMap<Counted, Timestamp>>; 2],
     failures: Mutex<HashMap<IpAddr, Failures>>,
     hints: broadcast::Sender<Hint>,
 }
@@ -37,7 +38,7 @@ impl Default for InProcess {
         Self {
             servers: Mutex::default(),
             devices: Mutex::default(),
-            counters: Mutex::default(),
+            counters: Default::default(),
             failures: Mutex::default(),
             hints: broadcast::channel(HINT_QUEUE).0,
         }
@@ -51,7 +52,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Live for InProcess {
     fn server_online(&self, server: ServerId, incarnation: Incarnation, now: Timestamp) {
-        lock(&self.servers).insert(server, Presence { online: true, since: now, last_seen: now, incarnation });
+        lock(&self.servers)
+            .insert(server, Presence { online: true, since: now, last_seen: now, incarnation });
     }
 
     fn server_seen(&self, server: ServerId, now: Timestamp) {
@@ -105,11 +107,12 @@ impl Live for InProcess {
 
     fn allow(&self, what: Counted, limit: Limit, now: Timestamp) -> bool {
         let what = what.per_party();
-        let mut counters = lock(&self.counters);
+        let mut counters = lock(&self.counters[usize::from(matches!(what, Counted::FirstPacket(_)))]);
         let Some(next) = limit.count(counters.get(&what).copied(), now) else { return false };
         if counters.len() >= MAX_COUNTERS && !counters.contains_key(&what) {
             counters.retain(|_, until| *until > now);
-            if counters.len() >= MAX_COUNTERS {
+            // Looking through them all again for each new one would cost more than forgetting them.
+            if counters.len() > MAX_COUNTERS / 2 {
                 counters.clear();
             }
         }
@@ -125,7 +128,11 @@ impl Live for InProcess {
                 failures.clear();
             }
         }
-        let entry = failures.entry(party(from)).or_insert(Failures { count: 0, window_ends: now, locked_until: None });
+        let entry = failures.entry(party(from)).or_insert(Failures {
+            count: 0,
+            window_ends: now,
+            locked_until: None,
+        });
         if entry.window_ends <= now {
             entry.count = 0;
             entry.window_ends = later(now, lockout.window);

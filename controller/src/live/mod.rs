@@ -64,7 +64,9 @@ impl From<Presence> for horizon_controller_core::status::Presence {
 /// What is counted against a limit.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Counted {
-    /// Connections from an address.
+    /// Connections from an address that may be forged.
+    FirstPacket(IpAddr),
+    /// Connections from an address that was proved.
     Handshake(IpAddr),
     /// Registrations from an address.
     Registration(IpAddr),
@@ -77,6 +79,7 @@ impl Counted {
     #[must_use]
     fn per_party(self) -> Self {
         match self {
+            Self::FirstPacket(a) => Self::FirstPacket(party(a)),
             Self::Handshake(a) => Self::Handshake(party(a)),
             Self::Registration(a) => Self::Registration(party(a)),
             Self::Enrolment(a) => Self::Enrolment(party(a)),
@@ -85,7 +88,7 @@ impl Counted {
 }
 
 /// An address reduced to what one party holds.
-fn party(address: IpAddr) -> IpAddr {
+pub(crate) fn party(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(four) => IpAddr::V4(four),
         IpAddr::V6(six) => {

@@ -58,7 +58,7 @@ pub struct Metrics {
     pub sessions: Gauge,
     /// Sessions that became active.
     pub sessions_granted: Counter,
-    /// Sessions that ended, by reason (`ended`, `policy`, `revoked`, `takeover`, `timeout`, `failed`).
+    /// Sessions that ended, by how (`terminated`, `failed`, `timeout`, `interrupted`).
     pub sessions_ended: Family<NameLabel, Counter>,
     /// Heartbeats acknowledged.
     pub heartbeats: Counter,
@@ -134,9 +134,9 @@ impl Metrics {
         self.refusals.get_or_create(&NameLabel { name: code }).inc();
     }
 
-    /// Counts the end of a session.
-    pub fn session_ended(&self, reason: &'static str) {
-        self.sessions_ended.get_or_create(&NameLabel { name: reason }).inc();
+    /// Counts the end of a session, by how it ended.
+    pub fn session_ended(&self, how: &'static str) {
+        self.sessions_ended.get_or_create(&NameLabel { name: how }).inc();
     }
 
     /// Counts a security event.

@@ -144,7 +144,8 @@ impl Directory {
 
     /// A file is often missing for a moment while it is replaced. It is forgotten when it is missing twice in a row.
     fn forget(&mut self, missing: BTreeSet<Arc<str>>) -> Vec<(Arc<str>, Option<File>)> {
-        let (gone, fresh): (BTreeSet<_>, BTreeSet<_>) = missing.into_iter().partition(|path| self.missing.contains(path));
+        let (gone, fresh): (BTreeSet<_>, BTreeSet<_>) =
+            missing.into_iter().partition(|path| self.missing.contains(path));
         self.missing = fresh;
         for path in &gone {
             self.known.remove(path);
@@ -174,7 +175,8 @@ impl Directory {
     }
 
     fn contents(&self, paths: &[Arc<str>]) -> Vec<Content> {
-        let hashes: HashMap<_, _> = paths.iter().filter_map(|path| Some((path, self.known.get(path)?.hash))).collect();
+        let hashes: HashMap<_, _> =
+            paths.iter().filter_map(|path| Some((path, self.known.get(path)?.hash))).collect();
         let one = |path: &Arc<str>| read(&self.root, path, hashes.get(path).copied());
         let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_READERS);
         if paths.len() < PARALLEL_FROM || threads < 2 {
@@ -189,7 +191,8 @@ impl Directory {
             let workers: Vec<_> = paths.chunks(share).map(spawn).collect();
             let done = workers.into_iter().zip(paths.chunks(share));
             // A reader that panicked read nothing: its share is read again here, where the panic would show.
-            done.flat_map(|(worker, chunk)| worker.join().unwrap_or_else(|_| chunk.iter().map(one).collect())).collect()
+            done.flat_map(|(worker, chunk)| worker.join().unwrap_or_else(|_| chunk.iter().map(one).collect()))
+                .collect()
         })
     }
 }

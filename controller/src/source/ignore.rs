@@ -21,8 +21,21 @@ mod tests {
             assert!(is_document(name), "{name}");
         }
         for name in [
-            "a.toml~", ".a.toml.swp", ".#a.toml", "#a.toml#", "a.toml.tmp", "a.toml.bak", ".a.toml.XYZ", "~a.toml", "4913",
-            ".goutputstream-X.toml", "..data", "a.yaml", "README.md", "toml", "a.toml.orig",
+            "a.toml~",
+            ".a.toml.swp",
+            ".#a.toml",
+            "#a.toml#",
+            "a.toml.tmp",
+            "a.toml.bak",
+            ".a.toml.XYZ",
+            "~a.toml",
+            "4913",
+            ".goutputstream-X.toml",
+            "..data",
+            "a.yaml",
+            "README.md",
+            "toml",
+            "a.toml.orig",
         ] {
             assert!(!is_document(name), "{name}");
         }

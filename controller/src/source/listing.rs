@@ -35,7 +35,9 @@ pub fn read_directory(root: &Path) -> io::Result<Listing> {
     for path in scan.files.into_keys() {
         match load(&root.join(&*path)) {
             Ok(Loaded { bytes: Ok(bytes), .. }) => listing.files.push((path, bytes)),
-            Ok(Loaded { bytes: Err(why), .. }) => listing.problems.push(problem(&path, why.message, why.remedy)),
+            Ok(Loaded { bytes: Err(why), .. }) => {
+                listing.problems.push(problem(&path, why.message, why.remedy))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => listing.problems.push(unreadable(&path, &error)),
         }

@@ -43,7 +43,9 @@ pub(super) fn read(root: &Path, path: &str, known: Option<u64>) -> Content {
             Content::Read { file, hash: 0, stamp: Some(stamp) }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Content::Gone,
-        Err(error) => Content::Read { file: File::unreadable(unreadable(path, &error)), hash: 0, stamp: None },
+        Err(error) => {
+            Content::Read { file: File::unreadable(unreadable(path, &error)), hash: 0, stamp: None }
+        }
     }
 }
 

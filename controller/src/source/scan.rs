@@ -65,12 +65,20 @@ pub(super) fn scan(root: &Path) -> Scan {
     };
     match fs::metadata(root) {
         Ok(metadata) if metadata.is_dir() => {
-            walk.directory(root, String::new(), &mut vec![(metadata.dev(), metadata.ino())]);
+            walk.directory(root, "", &mut vec![(metadata.dev(), metadata.ino())]);
         }
-        Ok(_) => walk.missed("", "the source is not a directory", "give the path of the directory with the documents"),
+        Ok(_) => walk.missed(
+            "",
+            "the source is not a directory",
+            "give the path of the directory with the documents",
+        ),
         Err(error) => {
             let message = format!("the directory {} cannot be looked at: {}", root.display(), plain(&error));
-            walk.missed("", message, "make it again, or correct the path; what it declared stays in force meanwhile");
+            walk.missed(
+                "",
+                message,
+                "make it again, or correct the path; what it declared stays in force meanwhile",
+            );
         }
     }
     walk.scan
@@ -94,7 +102,7 @@ impl Walk {
     }
 
     /// `above` holds the directories from the root down to this one.
-    fn directory(&mut self, directory: &Path, path: String, above: &mut Vec<(u64, u64)>) {
+    fn directory(&mut self, directory: &Path, path: &str, above: &mut Vec<(u64, u64)>) {
         if let Some(identity) = above.last() {
             self.seen.insert(*identity);
         }
@@ -102,7 +110,11 @@ impl Walk {
             Ok(entries) => entries,
             Err(error) => {
                 let message = format!("the directory cannot be listed: {}", plain(&error));
-                return self.missed(&path, message, "let the controller's user read and enter it; nothing is removed meanwhile");
+                return self.missed(
+                    path,
+                    message,
+                    "let the controller's user read and enter it; nothing is removed meanwhile",
+                );
             }
         };
         let mut names = Vec::new();
@@ -116,7 +128,7 @@ impl Walk {
                 Ok(entry) => names.push(entry.file_name()),
                 Err(error) => {
                     let message = format!("the directory cannot be listed to its end: {}", plain(&error));
-                    self.missed(&path, message, "check the file system");
+                    self.missed(path, message, "check the file system");
                 }
             }
         }
@@ -124,9 +136,9 @@ impl Walk {
         for name in names {
             match name.to_str() {
                 Some(name) if is_hidden(name) => {}
-                Some(name) => self.entry(&directory.join(name), join(&path, name), name, above),
+                Some(name) => self.entry(&directory.join(name), join(path, name), name, above),
                 None => {
-                    let shown = join(&path, &name.to_string_lossy());
+                    let shown = join(path, &name.to_string_lossy());
                     self.note(&shown, "the name is not UTF-8 text, so the file is passed over", "rename it");
                 }
             }
@@ -144,13 +156,17 @@ impl Walk {
                         self.missed(&path, "the symbolic link leads nowhere", "correct or remove it");
                     }
                 } else if is_document(name) || link {
-                    self.missed(&path, format!("the file cannot be looked at: {}", plain(&error)), "correct or remove it");
+                    self.missed(
+                        &path,
+                        format!("the file cannot be looked at: {}", plain(&error)),
+                        "correct or remove it",
+                    );
                 }
                 return;
             }
         };
         if metadata.is_dir() {
-            return self.subdirectory(full, path, &metadata, above);
+            return self.subdirectory(full, &path, &metadata, above);
         }
         if !is_document(name) {
             return;
@@ -165,17 +181,25 @@ impl Walk {
         self.scan.files.insert(path.into(), Stamp::from(&metadata));
     }
 
-    fn subdirectory(&mut self, full: &Path, path: String, metadata: &Metadata, above: &mut Vec<(u64, u64)>) {
+    fn subdirectory(&mut self, full: &Path, path: &str, metadata: &Metadata, above: &mut Vec<(u64, u64)>) {
         let identity = (metadata.dev(), metadata.ino());
         if above.contains(&identity) {
-            return self.note(&path, "the symbolic link leads back to a directory above it", "remove the link");
+            return self.note(
+                path,
+                "the symbolic link leads back to a directory above it",
+                "remove the link",
+            );
         }
         if self.seen.contains(&identity) {
-            return self.note(&path, "the directory is reached a second time through a link", "remove the link");
+            return self.note(
+                path,
+                "the directory is reached a second time through a link",
+                "remove the link",
+            );
         }
         if above.len() > MAX_DEPTH {
             let message = format!("the directory is more than {MAX_DEPTH} levels deep");
-            return self.missed(&path, message, "move it up");
+            return self.missed(path, message, "move it up");
         }
         above.push(identity);
         self.directory(full, path, above);

@@ -24,7 +24,8 @@ fn write(root: &Path, path: &str, text: &str) {
 
 /// The changed files, `-` before those that are gone.
 fn names(changes: &Changes) -> Vec<String> {
-    let name = |(path, file): &(Arc<str>, Option<_>)| format!("{}{path}", if file.is_some() { "" } else { "-" });
+    let name =
+        |(path, file): &(Arc<str>, Option<_>)| format!("{}{path}", if file.is_some() { "" } else { "-" });
     let mut names: Vec<_> = changes.files.iter().map(name).collect();
     names.sort();
     names
@@ -39,7 +40,9 @@ fn problems(changes: &Changes) -> Vec<String> {
 fn documents_are_found_wherever_they_are() {
     let dir = TempDir::new().unwrap();
     let root = dir.path();
-    for path in ["a.toml", "sub/b.toml", "sub/deeper/c.toml", "a.toml~", ".git/x.toml", ".a.toml.swp", "README.md"] {
+    for path in
+        ["a.toml", "sub/b.toml", "sub/deeper/c.toml", "a.toml~", ".git/x.toml", ".a.toml.swp", "README.md"]
+    {
         write(root, path, &user("x"));
     }
     let mut directory = Directory::new(root);
@@ -121,7 +124,8 @@ fn files_that_are_no_documents_are_told() {
     let root = dir.path();
     fs::write(root.join("big.toml"), vec![b'#'; 50 << 20]).unwrap();
     fs::write(root.join("bytes.toml"), [0xff, 0xfe, 0x00]).unwrap();
-    rustix::fs::mknodat(rustix::fs::CWD, root.join("pipe.toml"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, root.join("pipe.toml"), rustix::fs::FileType::Fifo, 0o600.into(), 0)
+        .unwrap();
     let changes = Directory::new(root).look();
     assert_eq!(names(&changes), ["big.toml", "bytes.toml", "pipe.toml"]);
     let told = problems(&changes).join("\n");
@@ -136,26 +140,46 @@ fn files_that_are_no_documents_are_told() {
     assert_eq!(read_file(&root.join("bytes.toml"), "b").unwrap().files[0].1.len(), 3);
 }
 
+/// Does something without the superuser's rights, in a thread of its own.
+fn unprivileged<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    const NOBODY: u32 = 65_534;
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            if rustix::process::geteuid().is_root() {
+                rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(NOBODY)).unwrap();
+            }
+            work()
+        });
+        thread.join().unwrap()
+    })
+}
+
 #[test]
 fn what_may_not_be_read_keeps_what_it_held() {
     let dir = TempDir::new().unwrap();
     write(dir.path(), "closed/a.toml", &user("a"));
     write(dir.path(), "b.toml", &user("b"));
-    let closed = dir.path().join("closed");
-    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-    mode(&closed, 0o000);
-    if fs::read_dir(&closed).is_ok() {
-        // Permissions do not hold the superuser back.
-        mode(&closed, 0o700);
-        return;
-    }
-    mode(&dir.path().join("b.toml"), 0o000);
-    let changes = Directory::new(dir.path()).look();
-    mode(&closed, 0o700);
+    write(dir.path(), "c.toml", &user("c"));
+    let mode = |path: &str, mode| {
+        fs::set_permissions(dir.path().join(path), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode("", 0o755);
+    mode("closed", 0o000);
+    mode("b.toml", 0o000);
+    let mut directory = Directory::new(dir.path());
+    let changes = unprivileged(|| directory.look());
+    let listing = unprivileged(|| read_directory(dir.path()).unwrap());
+    mode("closed", 0o755);
+    mode("b.toml", 0o644);
     assert!(!changes.complete);
     let told = problems(&changes).join("\n");
     assert!(told.contains("closed: the directory cannot be listed: permission is denied"), "{told}");
     assert!(told.contains("b.toml: the file cannot be read: permission is denied"), "{told}");
+    assert_eq!((names(&changes).len(), listing.files.len(), listing.problems.len()), (2, 1, 2));
+    // It is tried again, although nothing about the file but its mode changed.
+    let changes = unprivileged(|| directory.look());
+    assert!(changes.complete && problems(&changes).is_empty());
+    assert_eq!(names(&changes), ["b.toml", "closed/a.toml"]);
 }
 
 #[test]
@@ -278,6 +302,22 @@ async fn a_directory_may_come_later_and_come_back() {
     assert_eq!(names(&news(&mut changes).await), ["a.toml"]);
     // It is watched again.
     write(&root, "a.toml", &user("c"));
+    assert_eq!(names(&news(&mut changes).await), ["a.toml"]);
+}
+
+#[tokio::test]
+async fn a_directory_may_be_exchanged_as_a_whole() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path().join("resources");
+    write(dir.path(), "one/a.toml", &user("a"));
+    write(dir.path(), "two/a.toml", &user("b"));
+    symlink("one", &root).unwrap();
+    let (_source, mut changes) = watch(&root);
+    assert_eq!(names(&next(&mut changes).await), ["a.toml"]);
+    symlink("two", dir.path().join("next")).unwrap();
+    fs::rename(dir.path().join("next"), &root).unwrap();
+    assert_eq!(names(&news(&mut changes).await), ["a.toml"]);
+    write(dir.path(), "two/a.toml", &user("c"));
     assert_eq!(names(&news(&mut changes).await), ["a.toml"]);
 }
 

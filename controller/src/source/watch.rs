@@ -93,9 +93,9 @@ impl Drop for Source {
     }
 }
 
-/// Notifications name absolute paths without links in the part above the directory.
+/// Notifications name absolute paths. Links stay as they are: the directory may be one that is pointed elsewhere later.
 fn absolute(root: PathBuf) -> PathBuf {
-    root.canonicalize().or_else(|_| std::path::absolute(&root)).unwrap_or(root)
+    std::path::absolute(&root).unwrap_or(root)
 }
 
 struct Watching {
@@ -172,12 +172,24 @@ impl Watching {
         if self.watcher.as_ref().is_some_and(|watched| watched.identity == identity) {
             return None;
         }
-        let wake = self.wake.clone();
+        // What the system is asked to watch must not be a link; what it tells is in terms of what it was asked.
+        let real = root.canonicalize().unwrap_or_else(|_| root.clone());
+        let (wake, from, to) = (self.wake.clone(), real.clone(), root.clone());
+        let as_known = move |path: PathBuf| match path.strip_prefix(&from) {
+            Ok(rest) => Some(to.join(rest)),
+            Err(_) => (path == to).then_some(path),
+        };
         let told = move |event: notify::Result<Event>| {
             let note = match event {
                 Ok(event) if matches!(event.kind, EventKind::Access(_)) => return,
                 Ok(event) if event.need_rescan() => Note::Anything,
-                Ok(event) => Note::Paths(event.paths),
+                Ok(event) => {
+                    let paths: Vec<_> = event.paths.into_iter().filter_map(&as_known).collect();
+                    if paths.is_empty() {
+                        return;
+                    }
+                    Note::Paths(paths)
+                }
                 Err(_) => Note::Anything,
             };
             // When the queue is full a look is due anyway.
@@ -185,7 +197,11 @@ impl Watching {
         };
         let config = Config::default().with_follow_symlinks(false);
         let started = RecommendedWatcher::new(told, config).and_then(|mut watcher| {
-            watcher.watch(&root, RecursiveMode::Recursive)?;
+            watcher.watch(&real, RecursiveMode::Recursive)?;
+            if let Some(parent) = root.parent() {
+                // Tells when the directory itself is exchanged; without it the next look does.
+                let _ = watcher.watch(parent, RecursiveMode::NonRecursive);
+            }
             Ok(watcher)
         });
         match started {
@@ -200,7 +216,9 @@ impl Watching {
                     _ => error.to_string(),
                 };
                 let seconds = UNWATCHED_RESCAN.as_secs();
-                let message = format!("the directory cannot be watched ({why}): changes are noticed within {seconds} s");
+                let message = format!(
+                    "the directory cannot be watched ({why}): changes are noticed within {seconds} s"
+                );
                 Some(problem("", message, "raise fs.inotify.max_user_watches or make the directory readable"))
             }
         }

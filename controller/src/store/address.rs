@@ -50,7 +50,10 @@ pub(super) async fn lease(
     }
     let mut held = Vec::new();
     for range in &network.ranges {
-        let reserved = (network.id == NetworkId::ACCESS).then(|| appliance_address(*range)).flatten().map(|net| net.addr());
+        let reserved = (network.id == NetworkId::ACCESS)
+            .then(|| appliance_address(*range))
+            .flatten()
+            .map(|net| net.addr());
         let before = own.iter().copied().find(|a| range.contains(a) && Some(*a) != reserved);
         let address = match before.or_else(|| lowest_free(*range, reserved, &taken)) {
             Some(address) => address,
@@ -75,7 +78,11 @@ pub(super) async fn lease(
     Ok(Some(held))
 }
 
-async fn longest_unused(db: &mut Connection, scope: &str, range: IpNet) -> Result<Option<IpAddr>, StoreError> {
+async fn longest_unused(
+    db: &mut Connection,
+    scope: &str,
+    range: IpNet,
+) -> Result<Option<IpAddr>, StoreError> {
     let rows = sqlx::query(
         "SELECT address FROM address_leases WHERE scope = $1 AND NOT EXISTS (SELECT 1 FROM connections c \
          WHERE c.device_id = address_leases.device_id AND c.status IN ('requested', 'active')) ORDER BY last_used, address",

@@ -92,7 +92,12 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub(super) fn new(action: &'static str, target_type: &str, id: impl ToString, target: impl ToString) -> Self {
+    pub(super) fn new(
+        action: &'static str,
+        target_type: &str,
+        id: impl std::fmt::Display,
+        target: impl std::fmt::Display,
+    ) -> Self {
         Self {
             action,
             target_type: target_type.to_owned(),

@@ -4,7 +4,12 @@ use horizon_model::ServerId;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{NewEvent, Severity, Source, Store, StoreError, effects, event, row::millis};
+use super::{
+    NewEvent, Severity, Source, Store, StoreError,
+    dialect::Connection,
+    effects, event,
+    row::{Columns as _, millis},
+};
 
 /// One challenge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,13 +33,14 @@ impl Store {
         Ok(id)
     }
 
-    /// Records the answer to a challenge: `Verified` follows it. A wrong answer quarantines the server and raises an event.
-    /// Only the first answer counts; returns whether this was it.
+    /// Records the answer to a challenge: `Verified` follows it. A wrong answer quarantines the server, and raises an event
+    /// when it is the `tolerated`th in a row. Only the first answer counts; returns whether this was it.
     pub async fn answer_challenge(
         &self,
         server: ServerId,
         challenge: ChallengeId,
         right: bool,
+        tolerated: u16,
         now: Timestamp,
     ) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
@@ -58,7 +64,12 @@ impl Store {
                 .execute(&mut *tx)
                 .await?;
         } else {
-            distrust(&mut tx, server, "challenge_failed", "its appliance answered a challenge wrongly", now).await?;
+            let why = "its appliance answered a challenge wrongly";
+            distrust(&mut tx, server, why).await?;
+            if failures_in_a_row(&mut tx, server, tolerated).await? >= tolerated {
+                raise(&mut tx, server, "challenge_failed", why, now).await?;
+                self.inner.metrics.security_event("challenge_failed");
+            }
         }
         tx.commit().await?;
         Ok(true)
@@ -74,19 +85,15 @@ impl Store {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
-        distrust(&mut tx, server, kind, why, now).await?;
+        distrust(&mut tx, server, why).await?;
+        raise(&mut tx, server, kind, why, now).await?;
         tx.commit().await?;
+        self.inner.metrics.security_event(kind);
         Ok(())
     }
 }
 
-async fn distrust(
-    db: &mut super::dialect::Connection,
-    server: ServerId,
-    kind: &'static str,
-    why: &str,
-    now: Timestamp,
-) -> Result<(), StoreError> {
+async fn distrust(db: &mut Connection, server: ServerId, why: &str) -> Result<(), StoreError> {
     // What is pending is the identity as it is, unless a change of it already waits.
     sqlx::query(
         "UPDATE servers SET verified = FALSE, requires_verification = TRUE, verification_reason = $1, \
@@ -96,7 +103,36 @@ async fn distrust(
     .bind(server.to_string())
     .execute(&mut *db)
     .await?;
-    effects::refresh_server(db, &server.to_string()).await?;
+    effects::refresh_server(db, &server.to_string()).await
+}
+
+/// How many of a server's newest answers are wrong, up to a count.
+async fn failures_in_a_row(db: &mut Connection, server: ServerId, most: u16) -> Result<u16, StoreError> {
+    let rows = sqlx::query(
+        "SELECT verification_success FROM verification_challenges WHERE server_id = $1 AND response_time IS NOT NULL \
+         ORDER BY response_time DESC, challenge_id DESC LIMIT $2",
+    )
+    .bind(server.to_string())
+    .bind(i64::from(most.max(1)))
+    .fetch_all(&mut *db)
+    .await?;
+    let mut failures = 0;
+    for row in &rows {
+        if row.flag("verification_success")? {
+            break;
+        }
+        failures += 1;
+    }
+    Ok(failures)
+}
+
+async fn raise(
+    db: &mut Connection,
+    server: ServerId,
+    kind: &'static str,
+    why: &str,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     let event = NewEvent {
         kind,
         severity: Severity::High,

@@ -214,11 +214,13 @@ impl Store {
                 (device, false)
             }
             None => {
-                let devices = sqlx::query("SELECT COUNT(*) AS n FROM devices WHERE user_uid = $1 AND status = 'active'")
-                    .bind(user.to_string())
-                    .fetch_one(&mut *tx)
-                    .await?
-                    .count("n")?;
+                let devices = sqlx::query(
+                    "SELECT COUNT(*) AS n FROM devices WHERE user_uid = $1 AND status = 'active'",
+                )
+                .bind(user.to_string())
+                .fetch_one(&mut *tx)
+                .await?
+                .count("n")?;
                 if devices >= u64::from(limit) {
                     return Err(EnrolError::TooMany { user: user_name, limit });
                 }
@@ -288,7 +290,11 @@ impl Store {
     }
 
     /// The devices of a user, the newest first.
-    pub(super) async fn devices_of(&self, column: &'static str, id: Uuid) -> Result<Vec<DeviceView>, StoreError> {
+    pub(super) async fn devices_of(
+        &self,
+        column: &'static str,
+        id: Uuid,
+    ) -> Result<Vec<DeviceView>, StoreError> {
         let mut query = sqlx::QueryBuilder::<super::dialect::Engine>::new(VIEW);
         query.push("WHERE d.").push(column).push(" = ").push_bind(id.to_string());
         query.push(" AND d.status <> 'inactive' ORDER BY d.first_seen DESC, d.device_id LIMIT 100");
@@ -315,7 +321,10 @@ async fn check_user(db: &mut Connection, user: Uuid, name: &Name) -> Result<u8, 
         return Err(EnrolError::NoUser(name.to_string()));
     };
     if document.spec.suspended {
-        return Err(EnrolError::Suspended { user: name.clone(), reason: document.spec.suspension_reason.to_string() });
+        return Err(EnrolError::Suspended {
+            user: name.clone(),
+            reason: document.spec.suspension_reason.to_string(),
+        });
     }
     Ok(document.spec.device_limit)
 }

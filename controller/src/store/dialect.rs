@@ -35,6 +35,7 @@ pub(super) const WORDS: [(&str, &str); 2] =
     [("{bytes}", "BLOB"), ("{serial}", "INTEGER PRIMARY KEY AUTOINCREMENT")];
 
 /// The names of all tables that migrations made.
+#[cfg(test)]
 pub(super) const TABLES: &str =
     "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name";
 

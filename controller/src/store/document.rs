@@ -47,6 +47,14 @@ fn parse(text: &str) -> Result<Resource, serde_json::Error> {
         };
     }
     Ok(typed!(
-        Server, RegistrationKey, User, PersonalKey, AccessPolicy, VirtualNetwork, SecurityPolicy, Approval, Revocation
+        Server,
+        RegistrationKey,
+        User,
+        PersonalKey,
+        AccessPolicy,
+        VirtualNetwork,
+        SecurityPolicy,
+        Approval,
+        Revocation
     ))
 }

@@ -76,7 +76,11 @@ async fn insert_servers(db: &mut Connection, done: &[Done]) -> Result<(), StoreE
     Ok(())
 }
 
-async fn insert_registration_keys(db: &mut Connection, done: &[Done], now: Timestamp) -> Result<(), StoreError> {
+async fn insert_registration_keys(
+    db: &mut Connection,
+    done: &[Done],
+    now: Timestamp,
+) -> Result<(), StoreError> {
     let new: Vec<_> = created(done, KindName::RegistrationKey)
         .filter_map(|change| match change.resource.as_deref() {
             Some(Resource::RegistrationKey(document)) => Some((change, &document.spec)),
@@ -145,7 +149,12 @@ async fn bind_keys_to_users(db: &mut Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
-async fn put(db: &mut Connection, change: &Done, resource: &Resource, now: Timestamp) -> Result<(), StoreError> {
+async fn put(
+    db: &mut Connection,
+    change: &Done,
+    resource: &Resource,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     let uid = change.uid.to_string();
     match resource {
         Resource::Server(document) => {

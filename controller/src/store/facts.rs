@@ -8,7 +8,9 @@ use horizon_controller_core::{
     status::{DecisionFacts, DeviceFacts, PersonalKeyFacts, RegistrationKeyFacts, ServerFacts, UserFacts},
 };
 use horizon_crds::Name;
-use horizon_model::{Capability, Digest, EntryProblem, IdentityChange, Incarnation, NetworkId, PublicKey, ServerId};
+use horizon_model::{
+    Capability, Digest, EntryProblem, IdentityChange, Incarnation, NetworkId, PublicKey, ServerId,
+};
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -102,7 +104,10 @@ fn standing(registered: bool, revoked: bool, quarantined: bool) -> ServerStandin
 }
 
 /// A server's right to serve, in the caller's transaction. `None` when there is no such server.
-pub(super) async fn standing_of(db: &mut Connection, server: ServerId) -> Result<Option<ServerStanding>, StoreError> {
+pub(super) async fn standing_of(
+    db: &mut Connection,
+    server: ServerId,
+) -> Result<Option<ServerStanding>, StoreError> {
     let row = sqlx::query(
         "SELECT registration_date, decommission_date, revoked_date, requires_verification FROM servers \
          WHERE server_id = $1",
@@ -111,8 +116,13 @@ pub(super) async fn standing_of(db: &mut Connection, server: ServerId) -> Result
     .fetch_optional(&mut *db)
     .await?;
     row.map(|row| {
-        let ended = row.maybe_time("decommission_date")?.is_some() || row.maybe_time("revoked_date")?.is_some();
-        Ok(standing(row.maybe_time("registration_date")?.is_some(), ended, row.flag("requires_verification")?))
+        let ended =
+            row.maybe_time("decommission_date")?.is_some() || row.maybe_time("revoked_date")?.is_some();
+        Ok(standing(
+            row.maybe_time("registration_date")?.is_some(),
+            ended,
+            row.flag("requires_verification")?,
+        ))
     })
     .transpose()
 }
@@ -126,10 +136,11 @@ impl Store {
             .await?;
         let Some(row) = row else { return Ok(None) };
         let mut record = read_server(&row)?;
-        let rows = sqlx::query("SELECT capability_type FROM server_capabilities WHERE server_id = $1 AND enabled")
-            .bind(server.to_string())
-            .fetch_all(self.readers())
-            .await?;
+        let rows =
+            sqlx::query("SELECT capability_type FROM server_capabilities WHERE server_id = $1 AND enabled")
+                .bind(server.to_string())
+                .fetch_all(self.readers())
+                .await?;
         for row in &rows {
             let name = row.text("capability_type")?;
             record.capabilities.extend(Capability::ALL.into_iter().find(|c| c.as_str() == name));
@@ -193,13 +204,16 @@ impl Store {
 
     /// What is known about a `User`.
     pub async fn user_facts(&self, user: Uuid) -> Result<UserFacts, StoreError> {
-        let rows =
-            sqlx::query("SELECT * FROM personal_keys WHERE user_uid = $1 ORDER BY creation_date DESC, key_id LIMIT 32")
-                .bind(user.to_string())
-                .fetch_all(self.readers())
-                .await?;
-        let keys =
-            rows.iter().map(|row| Ok((row.parsed("name")?, read_personal(row)?))).collect::<Result<_, StoreError>>()?;
+        let rows = sqlx::query(
+            "SELECT * FROM personal_keys WHERE user_uid = $1 ORDER BY creation_date DESC, key_id LIMIT 32",
+        )
+        .bind(user.to_string())
+        .fetch_all(self.readers())
+        .await?;
+        let keys = rows
+            .iter()
+            .map(|row| Ok((row.parsed("name")?, read_personal(row)?)))
+            .collect::<Result<_, StoreError>>()?;
         let devices = self.devices_of("user_uid", user).await?.into_iter().map(device_facts).collect();
         Ok(UserFacts { keys, devices })
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use horizon_model::{Secret, ServerId};
+use horizon_model::{PublicKey, Secret, ServerId};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde_json::json;
@@ -42,6 +42,8 @@ pub struct Beat {
     pub active_sessions: u32,
     /// Load and traffic of the appliance.
     pub metrics: horizon_wire::proto::Metrics,
+    /// The key of the appliance: a beat of one that was replaced since changes nothing.
+    pub key: PublicKey,
     /// The verification secret from now on.
     pub secret: Secret,
     /// The secret that authenticated this beat, still accepted until the next.
@@ -65,6 +67,11 @@ pub struct BeatHistory {
     /// Load and traffic, as JSON.
     pub metrics: serde_json::Value,
 }
+
+/// How long challenges are kept.
+const CHALLENGE_RETENTION: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// How long security events are kept.
+const EVENT_RETENTION: SignedDuration = SignedDuration::from_hours(365 * 24);
 
 type Waiting = (Beat, oneshot::Sender<Result<(), StoreError>>);
 
@@ -103,42 +110,51 @@ async fn write_batches(store: Store, mut waiting: mpsc::Receiver<Waiting>) {
         })
         .await;
         let (beats, replies): (Vec<_>, Vec<_>) = batch.drain(..).unzip();
-        let result = store.commit_beats(&beats).await;
-        let failed = result.as_ref().err().map(ToString::to_string);
-        if let Some(why) = &failed {
-            tracing::error!(beats = beats.len(), "heartbeats could not be written: {why}");
-        }
-        for reply in replies {
-            // Whoever went away does not wait for the answer.
-            let _ = reply.send(match &failed {
-                None => Ok(()),
-                Some(why) => Err(StoreError::Database(sqlx::Error::Protocol(why.clone()))),
-            });
+        store.inner.metrics.set_queue_depth("heartbeats", beats.len() + waiting.len());
+        match store.commit_beats(&beats).await {
+            Ok(taken) => {
+                for (reply, taken) in replies.into_iter().zip(taken) {
+                    // Whoever went away does not wait for the answer.
+                    let _ = reply.send(if taken { Ok(()) } else { Err(StoreError::Replaced) });
+                }
+            }
+            Err(error) => {
+                let why = error.to_string();
+                tracing::error!(beats = beats.len(), "heartbeats could not be written: {why}");
+                for reply in replies {
+                    let _ = reply.send(Err(StoreError::Database(sqlx::Error::Protocol(why.clone()))));
+                }
+            }
         }
     }
 }
 
 impl Store {
-    /// Writes beats in one transaction: each moves its server's secret on, and joins the history.
-    pub async fn commit_beats(&self, beats: &[Beat]) -> Result<(), StoreError> {
+    /// Writes beats in one transaction: each moves its server's secret on, and joins the history. Says of each whether it was
+    /// taken: not when another appliance was registered for the server since.
+    pub async fn commit_beats(&self, beats: &[Beat]) -> Result<Vec<bool>, StoreError> {
         const COLUMNS: usize = 7;
         let _timed = self.timed("commit_beats");
         let mut tx = self.begin().await?;
+        let mut taken = Vec::with_capacity(beats.len());
         for beat in beats {
             let seal = |secret| self.sealer().seal(Place::Verification, beat.server.as_bytes(), secret);
-            sqlx::query(
+            let done = sqlx::query(
                 "UPDATE servers SET last_heartbeat = $1, heartbeat_counter = $2, verification_secret = $3, \
-                 previous_secret = $4 WHERE server_id = $5",
+                 previous_secret = $4 WHERE server_id = $5 AND public_key = $6",
             )
             .bind(millis(beat.received))
             .bind(int(beat.counter))
             .bind(seal(&beat.secret))
             .bind(seal(&beat.previous))
             .bind(beat.server.to_string())
+            .bind(&beat.key.0[..])
             .execute(&mut *tx)
             .await?;
+            taken.push(done.rows_affected() > 0);
         }
-        for chunk in beats.chunks(super::dialect::MAX_BINDS / COLUMNS) {
+        let kept: Vec<&Beat> = beats.iter().zip(&taken).filter(|(_, taken)| **taken).map(|(beat, _)| beat).collect();
+        for chunk in kept.chunks(super::dialect::MAX_BINDS / COLUMNS) {
             let mut insert = QueryBuilder::<Engine>::new(
                 "INSERT INTO heartbeats (server_id, received_time, server_time, counter, applied_generation, \
                  active_connections, system_metrics) ",
@@ -160,34 +176,57 @@ impl Store {
             insert.build().execute(&mut *tx).await?;
         }
         tx.commit().await?;
-        Ok(())
+        Ok(taken)
     }
 
     /// Forgets single beats that came before a time. Returns how many.
     pub async fn prune_beats(&self, before: Timestamp) -> Result<u64, StoreError> {
         let mut tx = self.begin().await?;
-        let done =
-            sqlx::query("DELETE FROM heartbeats WHERE received_time < $1").bind(millis(before)).execute(&mut *tx).await?;
+        let done = sqlx::query("DELETE FROM heartbeats WHERE received_time < $1")
+            .bind(millis(before))
+            .execute(&mut *tx)
+            .await?;
         tx.commit().await?;
         Ok(done.rows_affected())
     }
 
+    /// Forgets answered challenges and security events that are old.
+    pub async fn prune_history(&self, now: Timestamp) -> Result<(), StoreError> {
+        let before = |retention: SignedDuration| millis(now.checked_sub(retention).unwrap_or(Timestamp::MIN));
+        let mut tx = self.begin().await?;
+        sqlx::query("DELETE FROM verification_challenges WHERE challenge_time < $1")
+            .bind(before(CHALLENGE_RETENTION))
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query("DELETE FROM security_events WHERE timestamp < $1")
+            .bind(before(EVENT_RETENTION))
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
     /// A server's newest beats, newest first.
     pub async fn list_beats(&self, server: ServerId, limit: u32) -> Result<Vec<BeatHistory>, StoreError> {
-        let rows = sqlx::query("SELECT * FROM heartbeats WHERE server_id = $1 ORDER BY heartbeat_id DESC LIMIT $2")
-            .bind(server.to_string())
-            .bind(limit)
-            .fetch_all(self.readers())
-            .await?;
+        let rows =
+            sqlx::query("SELECT * FROM heartbeats WHERE server_id = $1 ORDER BY heartbeat_id DESC LIMIT $2")
+                .bind(server.to_string())
+                .bind(limit)
+                .fetch_all(self.readers())
+                .await?;
         rows.iter().map(read).collect()
     }
 
     /// The verification secrets of a server: the one in force and the one before. `None` when it is not registered.
-    pub async fn server_secrets(&self, server: ServerId) -> Result<Option<(Secret, Option<Secret>)>, StoreError> {
-        let row = sqlx::query("SELECT verification_secret, previous_secret FROM servers WHERE server_id = $1")
-            .bind(server.to_string())
-            .fetch_optional(self.readers())
-            .await?;
+    pub async fn server_secrets(
+        &self,
+        server: ServerId,
+    ) -> Result<Option<(Secret, Option<Secret>)>, StoreError> {
+        let row =
+            sqlx::query("SELECT verification_secret, previous_secret FROM servers WHERE server_id = $1")
+                .bind(server.to_string())
+                .fetch_optional(self.readers())
+                .await?;
         let Some(row) = row else { return Ok(None) };
         let open = |sealed: Option<Vec<u8>>| {
             sealed.map(|s| self.sealer().open(Place::Verification, server.as_bytes(), &s)).transpose()

@@ -20,7 +20,7 @@ use super::{
 };
 
 /// The part of the approved identity factors, in percent, above which a change needs an approval.
-pub const SIGNIFICANT_PERCENT: usize = 33;
+pub const SIGNIFICANT_PERCENT: usize = 40;
 /// The most changes that are kept with a server.
 const MAX_CHANGES: usize = 32;
 
@@ -86,10 +86,16 @@ pub(super) fn compare(approved: &[Factor], reported: &[Factor]) -> IdentityChang
     let lost = changes.len();
     for ((kind, name), value) in &after {
         if !before.contains_key(&(*kind, name.clone())) {
-            changes.push(IdentityChange { kind: *kind, name: name.clone(), from: None, to: Some(value.clone()) });
+            changes.push(IdentityChange {
+                kind: *kind,
+                name: name.clone(),
+                from: None,
+                to: Some(value.clone()),
+            });
         }
     }
-    let significant = lost * 100 > before.len() * SIGNIFICANT_PERCENT || before.is_empty() && !after.is_empty();
+    let significant =
+        lost * 100 > before.len() * SIGNIFICANT_PERCENT || before.is_empty() && !after.is_empty();
     IdentityChanges { changes, significant }
 }
 
@@ -205,7 +211,8 @@ impl Store {
                 .execute(&mut *tx)
                 .await?;
             approve_current(&mut tx, server).await?;
-            let event = changed(server, "identity_changed", Severity::Low, &changes, "a small change was taken over");
+            let event =
+                changed(server, "identity_changed", Severity::Low, &changes, "a small change was taken over");
             event::write(&mut tx, &event, now).await?;
             IdentityOutcome::Absorbed(changes)
         } else {
@@ -240,7 +247,8 @@ impl Store {
         .await?;
         effects::refresh_server(db, &server.to_string()).await?;
         let waiting = sqlx::query(
-            "SELECT approval_uid FROM approvals WHERE server_id = $1 AND identity_digest = $2 AND effective_at IS NULL",
+            "SELECT a.approval_uid FROM approvals a JOIN resources r ON r.uid = a.approval_uid WHERE a.server_id = $1 \
+             AND a.identity_digest = $2 AND a.effective_at IS NULL AND r.deleted_at IS NULL",
         )
         .bind(server.to_string())
         .bind(&digest[..])
@@ -252,7 +260,8 @@ impl Store {
         }
         if !known {
             let what = "it takes no new sessions until the identity is approved";
-            event::write(db, &changed(server, "identity_pending", Severity::High, changes, what), now).await?;
+            event::write(db, &changed(server, "identity_pending", Severity::High, changes, what), now)
+                .await?;
             self.inner.metrics.security_event("identity_pending");
         }
         Ok(IdentityOutcome::Pending { digest, changes: changes.to_vec() })
@@ -358,7 +367,11 @@ mod tests {
         let cases = [
             (hardware(&[("nic/0", "d"), ("cpu", "b"), ("board", "a"), ("disk/0", "c")]), 0, false),
             (hardware(&[("board", "a"), ("cpu", "b"), ("disk/0", "x"), ("nic/0", "d")]), 1, false),
-            (hardware(&[("board", "a"), ("cpu", "b"), ("disk/0", "c"), ("nic/0", "d"), ("nic/1", "e")]), 1, false),
+            (
+                hardware(&[("board", "a"), ("cpu", "b"), ("disk/0", "c"), ("nic/0", "d"), ("nic/1", "e")]),
+                1,
+                false,
+            ),
             (hardware(&[("board", "x"), ("cpu", "b"), ("disk/0", "x"), ("nic/0", "d")]), 2, true),
             (hardware(&[]), 4, true),
         ];
@@ -367,7 +380,11 @@ mod tests {
             assert_eq!((found.changes.len(), found.significant), (changes, significant), "{reported:?}");
         }
         let mut other = approved.clone();
-        other.push(Factor { kind: FactorKind::RuntimeEnvironment, name: "kernel".into(), value: "6.18".into() });
+        other.push(Factor {
+            kind: FactorKind::RuntimeEnvironment,
+            name: "kernel".into(),
+            value: "6.18".into(),
+        });
         assert!(compare(&approved, &other).changes.is_empty());
         assert_eq!(digest(&approved), digest(&other));
         assert_ne!(digest(&approved), digest(&approved[1..]));

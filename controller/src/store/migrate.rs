@@ -18,8 +18,9 @@ const REGISTER: &str = "CREATE TABLE IF NOT EXISTS schema_migrations (
 /// Brings the schema up to date, inside the caller's transaction.
 pub(super) async fn run(db: &mut Connection, now: Timestamp) -> Result<(), StoreError> {
     sqlx::raw_sql(REGISTER).execute(&mut *db).await?;
-    let rows =
-        sqlx::query("SELECT version, digest FROM schema_migrations ORDER BY version").fetch_all(&mut *db).await?;
+    let rows = sqlx::query("SELECT version, digest FROM schema_migrations ORDER BY version")
+        .fetch_all(&mut *db)
+        .await?;
     let newest = MIGRATIONS.last().map_or(0, |(version, _)| *version);
     for row in &rows {
         let (version, digest): (i64, String) = (row.try_get("version")?, row.try_get("digest")?);

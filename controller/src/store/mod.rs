@@ -75,7 +75,9 @@ pub enum StoreError {
     #[error(transparent)]
     Seal(#[from] SealError),
     /// The schema is newer than this program.
-    #[error("the database has schema version {found}, this program knows up to {newest}: use a newer program")]
+    #[error(
+        "the database has schema version {found}, this program knows up to {newest}: use a newer program"
+    )]
     NewerSchema {
         /// What was found.
         found: i64,
@@ -83,8 +85,13 @@ pub enum StoreError {
         newest: i64,
     },
     /// A migration that was applied is not the one this program has.
-    #[error("schema version {0} of the database is not the one of this program: use the program that made it")]
+    #[error(
+        "schema version {0} of the database is not the one of this program: use the program that made it"
+    )]
     OtherSchema(i64),
+    /// Another appliance was registered for the server.
+    #[error("another appliance was registered for the server")]
+    Replaced,
     /// The store is being closed.
     #[error("the database is being closed")]
     Closed,

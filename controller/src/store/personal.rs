@@ -29,7 +29,11 @@ pub struct PersonalSecret {
 
 impl Store {
     /// Makes the secret of a personal key, once. An Argon2id hash of it is kept.
-    pub async fn issue_personal_secret(&self, key: KeyId, now: Timestamp) -> Result<PersonalSecret, IssueError> {
+    pub async fn issue_personal_secret(
+        &self,
+        key: KeyId,
+        now: Timestamp,
+    ) -> Result<PersonalSecret, IssueError> {
         let secret = self.sealer().tagged(key, &random());
         let salt: [u8; SALT_BYTES] = random();
         let hash = self.hash(secret.clone(), salt.to_vec()).await?;
@@ -47,13 +51,15 @@ impl Store {
         if expired || row.maybe_time("deactivation_date")?.is_some() {
             return Err(IssueError::Ended);
         }
-        sqlx::query("UPDATE personal_keys SET key_hash = $1, key_salt = $2 WHERE key_id = $3 AND key_hash IS NULL")
-            .bind(&hash[..])
-            .bind(&salt[..])
-            .bind(key.to_string())
-            .execute(&mut *tx)
-            .await
-            .map_err(StoreError::from)?;
+        sqlx::query(
+            "UPDATE personal_keys SET key_hash = $1, key_salt = $2 WHERE key_id = $3 AND key_hash IS NULL",
+        )
+        .bind(&hash[..])
+        .bind(&salt[..])
+        .bind(key.to_string())
+        .execute(&mut *tx)
+        .await
+        .map_err(StoreError::from)?;
         let name = format!("{}/{}", row.text("namespace")?, row.text("name")?);
         let record = Record::new("issue_secret", KindName::PersonalKey.as_str(), key, name);
         audit::write(&mut tx, &Actor::System("enrolment"), now, &[record]).await?;

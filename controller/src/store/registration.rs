@@ -123,12 +123,14 @@ impl Store {
             return Err(IssueError::Ended);
         }
         let secret = Secret::new(random());
-        sqlx::query("UPDATE registration_keys SET secret_hash = $1 WHERE key_uid = $2 AND secret_hash IS NULL")
-            .bind(hash(&secret))
-            .bind(key.to_string())
-            .execute(&mut *tx)
-            .await
-            .map_err(StoreError::from)?;
+        sqlx::query(
+            "UPDATE registration_keys SET secret_hash = $1 WHERE key_uid = $2 AND secret_hash IS NULL",
+        )
+        .bind(hash(&secret))
+        .bind(key.to_string())
+        .execute(&mut *tx)
+        .await
+        .map_err(StoreError::from)?;
         let name = format!("{}/{}", row.text("namespace")?, row.text("name")?);
         let record = Record::new("issue_secret", KindName::RegistrationKey.as_str(), key, name);
         audit::write(&mut tx, &Actor::System("registration"), now, &[record]).await?;
@@ -206,8 +208,9 @@ impl Store {
         }
         self.bind(&mut tx, key_uid, server, request, now).await?;
         let answer = self.registered(&mut tx, server, request, true).await?;
-        let record = Record::new("register", KindName::Server.as_str(), server, format!("{namespace}/{server_name}"))
-            .notes(format!("appliance {} with key {}", request.hostname, request.public_key));
+        let record =
+            Record::new("register", KindName::Server.as_str(), server, format!("{namespace}/{server_name}"))
+                .notes(format!("appliance {} with key {}", request.hostname, request.public_key));
         audit::write(&mut tx, &Actor::Appliance(server), now, &[record]).await?;
         tx.commit().await?;
         Ok(answer)

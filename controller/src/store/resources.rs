@@ -108,7 +108,8 @@ impl Store {
     /// Every resource in force.
     pub async fn load_resources(&self) -> Result<Vec<Stored>, StoreError> {
         let _timed = self.timed("load_resources");
-        let rows = sqlx::query("SELECT * FROM resources WHERE deleted_at IS NULL").fetch_all(self.readers()).await?;
+        let rows =
+            sqlx::query("SELECT * FROM resources WHERE deleted_at IS NULL").fetch_all(self.readers()).await?;
         rows.iter().map(read).collect()
     }
 
@@ -126,7 +127,8 @@ impl Store {
         let mut tx = self.begin().await?;
         let mut living = living(&mut tx, changes).await?;
         let mut numbers = None;
-        let (mut assigned, mut done, mut inserts, mut audit) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut assigned, mut done, mut inserts, mut audit) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         // A resource that several changes name takes the last; inserts are written together at the end.
         let last: HashMap<ResourceId, usize> = changes.iter().enumerate().map(|(i, c)| (c.id(), i)).collect();
         for (i, change) in changes.iter().enumerate() {
@@ -163,7 +165,13 @@ impl Store {
                     let mut record = Record::new("create", id.kind.as_str(), uid, name_of(&id));
                     record.new = Some(text);
                     audit.push(record);
-                    Assigned { id: id.clone(), uid, generation: 1, number: number.and_then(network), created_at: now }
+                    Assigned {
+                        id: id.clone(),
+                        uid,
+                        generation: 1,
+                        number: number.and_then(network),
+                        created_at: now,
+                    }
                 }
                 Some(old) => {
                     let respecified = old.spec_digest != digest;
@@ -249,7 +257,11 @@ async fn living(db: &mut Connection, changes: &[Change]) -> Result<HashMap<Resou
 }
 
 fn read_living(row: &Row) -> Result<(ResourceId, Living), StoreError> {
-    let id = ResourceId { kind: row.parsed("kind")?, namespace: row.parsed("namespace")?, name: row.parsed("name")? };
+    let id = ResourceId {
+        kind: row.parsed("kind")?,
+        namespace: row.parsed("namespace")?,
+        name: row.parsed("name")?,
+    };
     let living = Living {
         uid: row.parsed("uid")?,
         generation: row.int("generation")?,
@@ -298,9 +310,10 @@ struct Numbers {
 /// A number no living network has; one that was never given, as long as there is one.
 async fn next_number(db: &mut Connection, numbers: &mut Option<Numbers>) -> Result<i64, CommitError> {
     if numbers.is_none() {
-        let rows = sqlx::query("SELECT number, deleted_at FROM resources WHERE number IS NOT NULL ORDER BY number")
-            .fetch_all(&mut *db)
-            .await?;
+        let rows =
+            sqlx::query("SELECT number, deleted_at FROM resources WHERE number IS NOT NULL ORDER BY number")
+                .fetch_all(&mut *db)
+                .await?;
         let mut read = Numbers { used: Vec::new(), highest: 0 };
         for row in &rows {
             let number = row.int("number")?;
@@ -316,7 +329,9 @@ async fn next_number(db: &mut Connection, numbers: &mut Option<Numbers>) -> Resu
         numbers.highest += 1;
         numbers.highest
     } else {
-        (1..=i64::from(u16::MAX)).find(|n| numbers.used.binary_search(n).is_err()).ok_or(CommitError::NoNetworkNumber)?
+        (1..=i64::from(u16::MAX))
+            .find(|n| numbers.used.binary_search(n).is_err())
+            .ok_or(CommitError::NoNetworkNumber)?
     };
     if let Err(at) = numbers.used.binary_search(&next) {
         numbers.used.insert(at, next);
@@ -334,7 +349,9 @@ fn read(row: &Row) -> Result<Stored, StoreError> {
         uid: row.parsed("uid")?,
         generation: row.int("generation")?,
         origin,
-        number: sqlx::Row::try_get::<Option<i64>, _>(row, "number").map_err(StoreError::from)?.and_then(network),
+        number: sqlx::Row::try_get::<Option<i64>, _>(row, "number")
+            .map_err(StoreError::from)?
+            .and_then(network),
         created_at: row.time("created_at")?,
     })
 }

@@ -93,7 +93,11 @@ pub(super) fn target_kind(kind: KindName) -> Option<TargetKind> {
 
 /// Revocations that were written before what they name came into being take effect on it now. One that hit an earlier
 /// resource of the name does not: a recreated name inherits nothing.
-pub(super) async fn catch_up(db: &mut Connection, new: &[(TargetKind, &ResourceId, Uuid)], now: Timestamp) -> Result<(), StoreError> {
+pub(super) async fn catch_up(
+    db: &mut Connection,
+    new: &[(TargetKind, &ResourceId, Uuid)],
+    now: Timestamp,
+) -> Result<(), StoreError> {
     let rows = sqlx::query(
         "SELECT v.revocation_uid, v.target_kind, v.target_namespace, v.target_name, v.reason, v.compromised \
          FROM revocations v JOIN resources r ON r.uid = v.revocation_uid WHERE v.target_id IS NULL AND r.deleted_at IS NULL",
@@ -101,7 +105,8 @@ pub(super) async fn catch_up(db: &mut Connection, new: &[(TargetKind, &ResourceI
     .fetch_all(&mut *db)
     .await?;
     for row in &rows {
-        let (kind, namespace, name) = (row.text("target_kind")?, row.text("target_namespace")?, row.text("target_name")?);
+        let (kind, namespace, name) =
+            (row.text("target_kind")?, row.text("target_namespace")?, row.text("target_name")?);
         let hit = new.iter().find(|(_, id, _)| {
             id.kind.as_str() == kind && id.namespace.as_str() == namespace && id.name.as_str() == name
         });
@@ -160,7 +165,10 @@ async fn server(
         .execute(&mut *db)
         .await?;
     if compromised {
-        sqlx::query("UPDATE servers SET compromised = TRUE WHERE server_id = $1").bind(id).execute(&mut *db).await?;
+        sqlx::query("UPDATE servers SET compromised = TRUE WHERE server_id = $1")
+            .bind(id)
+            .execute(&mut *db)
+            .await?;
     }
     effects::decommission(db, id, reason, now).await?;
     effects::refresh_server(db, id).await
@@ -221,7 +229,8 @@ async fn device(db: &mut Connection, id: &str, reason: &str, now: Timestamp) -> 
 }
 
 pub(super) async fn servers_of_key(db: &mut Connection, key: &str) -> Result<Vec<ServerId>, StoreError> {
-    let query = "SELECT DISTINCT server_id FROM connections WHERE key_id = $1 AND status IN ('requested', 'active')";
+    let query =
+        "SELECT DISTINCT server_id FROM connections WHERE key_id = $1 AND status IN ('requested', 'active')";
     servers(db, query, key).await
 }
 

@@ -14,7 +14,9 @@ pub struct EnvelopeKey(pub Secret);
 
 /// A sealed value does not open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("a sealed value of the database does not open: the envelope key is another one, or the database was altered")]
+#[error(
+    "a sealed value of the database does not open: the envelope key is another one, or the database was altered"
+)]
 pub struct SealError;
 
 /// Where a sealed value lies.
@@ -66,8 +68,10 @@ impl Sealer {
         let mut text = zeroize::Zeroizing::new(secret.expose().to_vec());
         let aad = Aad::from([place.label(), owner].concat());
         // Sealing fails only for texts of many gibibytes and for a broken random generator, without which nothing works.
-        let nonce =
-            self.key.seal_in_place_append_tag(aad, &mut *text).expect("32 bytes can be sealed with a random nonce");
+        let nonce = self
+            .key
+            .seal_in_place_append_tag(aad, &mut *text)
+            .expect("32 bytes can be sealed with a random nonce");
         [nonce.as_ref().as_slice(), &text].concat()
     }
 
@@ -76,7 +80,10 @@ impl Sealer {
         let (nonce, text) = sealed.split_first_chunk::<NONCE_LEN>().ok_or(SealError)?;
         let mut text = zeroize::Zeroizing::new(text.to_vec());
         let aad = Aad::from([place.label(), owner].concat());
-        let open = self.key.open_in_place(Nonce::assume_unique_for_key(*nonce), aad, &mut text).map_err(|_| SealError)?;
+        let open = self
+            .key
+            .open_in_place(Nonce::assume_unique_for_key(*nonce), aad, &mut text)
+            .map_err(|_| SealError)?;
         Secret::from_slice(open).ok_or(SealError)
     }
 

@@ -233,6 +233,7 @@ impl Store {
             status: SessionStatus::Requested,
             blocked: device.blocked,
             key_standing: device.key_standing,
+            client: request.client,
             addresses,
             secret,
             started: now,
@@ -308,7 +309,12 @@ async fn live_of_user(db: &mut Connection, user: Uuid) -> Result<Option<Live>, S
 }
 
 /// Looks again, inside the transaction, at what may have been revoked since policy was asked.
-async fn recheck(db: &mut Connection, device: DeviceId, server: ServerId, now: Timestamp) -> Result<(), SessionError> {
+async fn recheck(
+    db: &mut Connection,
+    device: DeviceId,
+    server: ServerId,
+    now: Timestamp,
+) -> Result<(), SessionError> {
     let row = sqlx::query(
         "SELECT d.blocked_date, k.deactivation_date, k.expiration_date FROM devices d \
          JOIN personal_keys k ON k.key_id = d.key_id WHERE d.device_id = $1 AND d.status <> 'inactive'",

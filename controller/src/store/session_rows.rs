@@ -3,7 +3,9 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use horizon_controller_core::{DeviceStanding, SessionFacts};
-use horizon_model::{DeviceId, NetworkId, PublicKey, Secret, ServerId, SessionConflict, SessionId, SessionKind, SessionUsage};
+use horizon_model::{
+    DeviceId, NetworkId, PublicKey, Secret, ServerId, SessionConflict, SessionId, SessionKind, SessionUsage,
+};
 use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
@@ -33,10 +35,12 @@ pub struct SessionRow {
     pub user: Uuid,
     /// Requested or active.
     pub status: SessionStatus,
-    /// Whether its device was revoked.
+    /// Whether its device was revoked, or belongs to another user now.
     pub blocked: bool,
     /// Where the personal key of its device stands.
     pub key_standing: KeyStanding,
+    /// Where the device was seen that asked for it.
+    pub client: IpAddr,
     /// The addresses it holds, network by network.
     pub addresses: Vec<(NetworkId, Vec<IpAddr>)>,
     /// Authenticates the first packet's connection id.
@@ -119,8 +123,8 @@ pub struct Usage {
     pub unknown: usize,
 }
 
-const LIVE: &str = "SELECT c.*, d.public_key, d.device_name, d.blocked_date, k.deactivation_date, k.expiration_date, \
-     s.name AS server_name FROM connections c JOIN devices d ON d.device_id = c.device_id \
+const LIVE: &str = "SELECT c.*, d.public_key, d.device_name, d.status AS device_status, k.deactivation_date, \
+     k.expiration_date, s.name AS server_name FROM connections c JOIN devices d ON d.device_id = c.device_id \
      JOIN personal_keys k ON k.key_id = d.key_id JOIN servers s ON s.server_id = c.server_id WHERE c.status IN ('requested', 'active') ";
 
 type Query = sqlx::QueryBuilder<super::dialect::Engine>;
@@ -143,7 +147,10 @@ impl Store {
     }
 
     /// The live access session of a user, with what another device's user is asked about it.
-    pub async fn session_of_user(&self, user: Uuid) -> Result<Option<(SessionConflict, SessionRow)>, StoreError> {
+    pub async fn session_of_user(
+        &self,
+        user: Uuid,
+    ) -> Result<Option<(SessionConflict, SessionRow)>, StoreError> {
         let mut query = Query::new(LIVE);
         query.push("AND c.kind = 'access' AND c.user_uid = ").push_bind(user.to_string());
         let Some(row) = query.build().fetch_optional(self.readers()).await? else { return Ok(None) };
@@ -164,8 +171,10 @@ impl Store {
         devices: &[DeviceId],
     ) -> Result<Vec<ServerId>, StoreError> {
         let mut servers = BTreeSet::new();
-        for (column, id) in
-            users.iter().map(|id| ("user_uid", id.to_string())).chain(devices.iter().map(|id| ("device_id", id.to_string())))
+        for (column, id) in users
+            .iter()
+            .map(|id| ("user_uid", id.to_string()))
+            .chain(devices.iter().map(|id| ("device_id", id.to_string())))
         {
             let mut query = Query::new(
                 "SELECT DISTINCT server_id FROM connections WHERE status IN ('requested', 'active') AND ",
@@ -180,10 +189,20 @@ impl Store {
 
     /// Every server that has live sessions.
     pub async fn all_servers_with_sessions(&self) -> Result<Vec<ServerId>, StoreError> {
-        let rows = sqlx::query("SELECT DISTINCT server_id FROM connections WHERE status IN ('requested', 'active')")
-            .fetch_all(self.readers())
-            .await?;
+        let rows =
+            sqlx::query("SELECT DISTINCT server_id FROM connections WHERE status IN ('requested', 'active')")
+                .fetch_all(self.readers())
+                .await?;
         rows.iter().map(|row| row.parsed("server_id")).collect()
+    }
+
+    /// How many sessions are live.
+    pub async fn count_sessions(&self) -> Result<u32, StoreError> {
+        let row =
+            sqlx::query("SELECT COUNT(*) AS n FROM connections WHERE status IN ('requested', 'active')")
+                .fetch_one(self.readers())
+                .await?;
+        Ok(u32::try_from(row.count("n")?).unwrap_or(u32::MAX))
     }
 
     /// Every live session with its user and its server.
@@ -212,7 +231,9 @@ impl Store {
     /// Live sessions that nobody used since a time: no connection carries them, and none did since.
     pub async fn idle_sessions(&self, since: Timestamp) -> Result<Vec<SessionRow>, StoreError> {
         let mut query = Query::new(LIVE);
-        query.push("AND c.status = 'active' AND NOT c.connected AND COALESCE(c.last_connected, c.activated_date) < ");
+        query.push(
+            "AND c.status = 'active' AND NOT c.connected AND COALESCE(c.last_connected, c.activated_date) < ",
+        );
         query.push_bind(millis(since));
         let rows = query.build().fetch_all(self.readers()).await?;
         rows.iter().map(|row| self.read_session(row)).collect()
@@ -292,8 +313,9 @@ impl Store {
             device_name: row.text("device_name")?,
             user: row.parsed("user_uid")?,
             status: if active { SessionStatus::Active } else { SessionStatus::Requested },
-            blocked: row.maybe_time("blocked_date")?.is_some(),
+            blocked: matches!(row.text("device_status")?.as_str(), "blocked" | "inactive"),
             key_standing: key_standing(row)?,
+            client: row.parsed("client_ip")?,
             addresses: row.json("allocated_resources")?,
             secret: self.sealer().open(Place::Session, id.as_bytes(), &row.bytes("secret")?)?,
             started: row.time("connection_start")?,

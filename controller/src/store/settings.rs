@@ -11,11 +11,15 @@ use super::{
 };
 
 const EPOCH: &str = "epoch";
+const FIRST_EPOCH: u64 = 1;
 const ENVELOPE: &str = "envelope_check";
 const KEYSET: &str = "keyset_version";
 
 /// The value of a setting.
-pub(super) async fn get<T: DeserializeOwned>(db: &mut Connection, name: &str) -> Result<Option<T>, StoreError> {
+pub(super) async fn get<T: DeserializeOwned>(
+    db: &mut Connection,
+    name: &str,
+) -> Result<Option<T>, StoreError> {
     let row = sqlx::query("SELECT setting_value FROM system_settings WHERE setting_name = $1")
         .bind(name)
         .fetch_optional(&mut *db)
@@ -23,7 +27,12 @@ pub(super) async fn get<T: DeserializeOwned>(db: &mut Connection, name: &str) ->
     row.map(|row| row.json("setting_value")).transpose()
 }
 
-async fn put<T: Serialize>(db: &mut Connection, name: &str, value: &T, now: Timestamp) -> Result<(), StoreError> {
+async fn put<T: Serialize>(
+    db: &mut Connection,
+    name: &str,
+    value: &T,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     let text = serde_json::to_string(value).unwrap_or_default();
     sqlx::query(
         "INSERT INTO system_settings (setting_name, setting_value, modified_date) VALUES ($1, $2, $3) \
@@ -38,18 +47,21 @@ async fn put<T: Serialize>(db: &mut Connection, name: &str, value: &T, now: Time
     Ok(())
 }
 
-/// Ties a new database to its envelope key, and refuses another key for an existing one.
+/// Ties a new database to its envelope key and starts its epoch, and refuses another key for an existing one.
 pub(super) async fn bind_envelope(db: &mut Connection, sealer: &Sealer) -> Result<(), StoreError> {
     match get::<Vec<u8>>(db, ENVELOPE).await? {
         Some(check) if check == sealer.check() => Ok(()),
         Some(_) => Err(SealError.into()),
-        None => put(db, ENVELOPE, &sealer.check(), Timestamp::now()).await,
+        None => {
+            put(db, EPOCH, &FIRST_EPOCH, Timestamp::now()).await?;
+            put(db, ENVELOPE, &sealer.check(), Timestamp::now()).await
+        }
     }
 }
 
-/// The epoch of appliances' states: 1, and one more after each restore of a backup.
+/// The epoch of appliances' states. A state of a higher epoch is taken whatever its generation.
 pub(super) async fn epoch(db: &mut Connection) -> Result<u64, StoreError> {
-    Ok(get(db, EPOCH).await?.unwrap_or(1))
+    Ok(get(db, EPOCH).await?.unwrap_or(FIRST_EPOCH))
 }
 
 impl Store {
@@ -63,15 +75,5 @@ impl Store {
         }
         tx.commit().await?;
         Ok(newest.max(version))
-    }
-
-    /// Raises the epoch, as is done after a backup was restored: appliances then take states whose numbers are lower than
-    /// those they hold. Returns the new epoch.
-    pub async fn raise_epoch(&self, now: Timestamp) -> Result<u64, StoreError> {
-        let mut tx = self.begin().await?;
-        let next = epoch(&mut tx).await? + 1;
-        put(&mut tx, EPOCH, &next, now).await?;
-        tx.commit().await?;
-        Ok(next)
     }
 }

@@ -1,14 +1,14 @@
 //! The numbers of appliances' states, and what appliances say they applied.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use horizon_model::{Digest, EntryProblem, ServerId};
+use horizon_model::{Digest, EntryProblem, Incarnation, ServerId};
 use jiff::Timestamp;
 use serde_json::json;
 
 use super::{
     Store, StoreError,
-    row::{Columns as _, int},
+    row::{Columns as _, int, millis},
     settings,
 };
 
@@ -37,22 +37,30 @@ pub struct AppliedState {
 }
 
 impl Store {
-    /// The number of a server's state with this digest: the one in force, or the next if the digest is another. `None` when
-    /// there is no such server.
-    pub async fn number_state(&self, server: ServerId, digest: Digest) -> Result<Option<StateNumber>, StoreError> {
+    /// The number of a server's state with this digest: the one in force, or the next if the digest is another. The next is
+    /// above what the appliance says it applied, so that it takes states also from a controller whose backup was restored.
+    /// `None` when there is no such server.
+    pub async fn number_state(
+        &self,
+        server: ServerId,
+        digest: Digest,
+    ) -> Result<Option<StateNumber>, StoreError> {
         let _timed = self.timed("number_state");
         let mut tx = self.begin().await?;
         let epoch = settings::epoch(&mut tx).await?;
-        let row = sqlx::query("SELECT state_generation, state_digest FROM servers WHERE server_id = $1")
-            .bind(server.to_string())
-            .fetch_optional(&mut *tx)
-            .await?;
+        let row = sqlx::query(
+            "SELECT state_generation, state_digest, applied_epoch, applied_generation FROM servers WHERE server_id = $1",
+        )
+        .bind(server.to_string())
+        .fetch_optional(&mut *tx)
+        .await?;
         let Some(row) = row else { return Ok(None) };
         let generation = row.count("state_generation")?;
-        if row.maybe_bytes32("state_digest")? == Some(digest.0) {
+        let applied = if row.count("applied_epoch")? == epoch { row.count("applied_generation")? } else { 0 };
+        if row.maybe_bytes32("state_digest")? == Some(digest.0) && generation >= applied {
             return Ok(Some(StateNumber { epoch, generation }));
         }
-        let generation = generation + 1;
+        let generation = generation.max(applied).saturating_add(1);
         sqlx::query("UPDATE servers SET state_generation = $1, state_digest = $2 WHERE server_id = $3")
             .bind(int(generation))
             .bind(&digest.0[..])
@@ -116,24 +124,33 @@ impl Store {
         Ok(done.rows_affected() > 0)
     }
 
-    /// Notes that a server's appliance is seen under an address, and its version.
+    /// Notes that a server's appliance attached: where it is seen, its version, and which start of its process it is. A
+    /// process that started since carries no connections until it reports them.
     pub async fn note_attached(
         &self,
         server: ServerId,
-        address: std::net::IpAddr,
+        address: IpAddr,
         version: &str,
-        incarnation: horizon_model::Incarnation,
+        incarnation: Incarnation,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
         sqlx::query(
-            "UPDATE servers SET public_ip = $1, version = $2, incarnation = $3, heartbeat_counter = 0, \
-             last_heartbeat = COALESCE(last_heartbeat, $4) WHERE server_id = $5",
+            "UPDATE connections SET connected = FALSE, last_connected = $1 WHERE server_id = $2 AND connected \
+             AND EXISTS (SELECT 1 FROM servers s WHERE s.server_id = $2 AND COALESCE(s.incarnation, '') <> $3)",
+        )
+        .bind(millis(now))
+        .bind(server.to_string())
+        .bind(incarnation.to_string())
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query(
+            "UPDATE servers SET public_ip = $1, version = $2, incarnation = $3, heartbeat_counter = 0 \
+             WHERE server_id = $4",
         )
         .bind(address.to_string())
         .bind(version)
         .bind(incarnation.to_string())
-        .bind(super::row::millis(now))
         .bind(server.to_string())
         .execute(&mut *tx)
         .await?;

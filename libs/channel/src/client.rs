@@ -39,6 +39,8 @@ const STAGGER: Duration = Duration::from_millis(250);
 const MAX_ATTEMPTS: usize = 16;
 /// How long a request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the end of a conversation may take to reach the controller.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Messages that wait to be sent or read; the connection's flow control holds the rest back.
 const QUEUE: usize = 64;
 
@@ -139,6 +141,7 @@ type Waiting = HashMap<u64, oneshot::Sender<from_controller::Message>>;
 
 #[derive(Debug)]
 struct Shared {
+    endpoint: quinn::Endpoint,
     connection: quinn::Connection,
     next: AtomicU64,
     waiting: Mutex<Option<Waiting>>,
@@ -190,6 +193,13 @@ impl Requests {
     /// Ends the conversation.
     pub fn close(&self, reason: &str) {
         self.shared.connection.close(0u32.into(), reason.as_bytes());
+    }
+
+    /// Ends the conversation and waits until the controller was told, for a program that is about to exit.
+    pub async fn farewell(&self, reason: &str) {
+        self.close(reason);
+        // A controller that is gone need not be waited for longer.
+        let _ = timeout(FAREWELL, self.shared.endpoint.wait_idle()).await;
     }
 
     /// Why the connection ended; `None` while it lives.
@@ -339,6 +349,7 @@ async fn attempt(
     let (outbox, queued) = mpsc::channel(QUEUE);
     let (deliver, inbox) = mpsc::channel(QUEUE);
     let shared = Arc::new(Shared {
+        endpoint,
         connection: connection.clone(),
         next: AtomicU64::new(1),
         waiting: Mutex::new(Some(HashMap::new())),

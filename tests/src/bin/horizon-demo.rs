@@ -105,13 +105,7 @@ fn story(steps: &mut Steps, lab: &mut Lab, programs: &Programs) -> Result<()> {
         let took =
             timed(|| within(PROMPTLY + READ_LIMIT, "packets to the web server are dropped", forbidden))?;
         ensure!(client.status()?["phase"] == "connected", "the session should live on");
-        proven(
-            format!(
-                "dropped at the appliance after {}; the session lives on",
-                seconds(took)
-            ),
-            (),
-        )
+        proven(format!("dropped at the appliance after {}; the session lives on", seconds(took)), ())
     })?;
     steps.step("edit it back", || {
         controller.edit("policy.toml", "192.0.2.0/24", "0.0.0.0/0")?;

@@ -24,8 +24,11 @@ fn picture(host: &Host) -> String {
     let tables = host.cmd("nft", ["--stateless", "list", "ruleset"]).ok().unwrap();
     let text = format!("{links}{addresses}{routes}{routes6}{tables}");
     // A TUN device's link-local address is random and not the appliance's, and routes come in any order.
-    let words = |line: &str| line.split_whitespace().filter(|w| !w.starts_with("fe80:")).collect::<Vec<_>>().join(" ");
-    let known = |line: &&str| !line.starts_with("fe80:") && !line.contains("local fe80:") && !line.contains("ff00::");
+    let words = |line: &str| {
+        line.split_whitespace().filter(|w| !w.starts_with("fe80:")).collect::<Vec<_>>().join(" ")
+    };
+    let known =
+        |line: &&str| !line.starts_with("fe80:") && !line.contains("local fe80:") && !line.contains("ff00::");
     let mut lines: Vec<_> = text.lines().filter(known).map(words).collect();
     lines.sort_unstable();
     lines.join("\n")
@@ -42,7 +45,9 @@ fn what_is_deleted_by_hand_is_back_within_two_seconds() {
         let table = tables.lines().next().unwrap().to_owned();
         host.cmd("nft", format!("delete {table}").split_whitespace()).ok().unwrap();
     });
-    undone(&world, "the addresses are back", |host| host.ip(&format!("addr flush dev {device}")).unwrap());
+    undone(&world, "the addresses are back", |host| {
+        host.ip(&format!("addr flush dev {device} scope global")).unwrap()
+    });
     undone(&world, "the link is up", |host| host.ip(&format!("link set {device} down")).unwrap());
     undone(&world, "the device is back", |host| host.ip(&format!("link del {device}")).unwrap());
     let egress = Some(world.appliance.host().v4());

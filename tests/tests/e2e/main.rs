@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 mod broker_away;
+mod commands;
 mod controller_files;
 mod dns;
 mod drift;
@@ -16,7 +17,7 @@ mod tokens;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use horizon_tests::lab::{eventually, within};
+use horizon_tests::lab::within;
 use horizon_tests::products::Client;
 use horizon_tests::services::http_get;
 
@@ -33,10 +34,13 @@ fn connected(client: &Client) -> bool {
     client.status().is_ok_and(|status| status["phase"] == "connected")
 }
 
-/// Connects as soon as it is granted: an appliance takes a moment to find its controller again.
+/// How long a peer may take to notice that its controller was replaced: the channel's idle time-out, then a backoff.
+const RETURN: Duration = Duration::from_secs(75);
+
+/// Connects as soon as it is granted, once appliance and client have found their controller again.
 fn connect_eventually(client: &Client, server: &str) {
     let mut refusal = String::new();
-    eventually("a session is granted", || {
+    within(RETURN, "a session is granted", || {
         let output = client.cli(["connect", server]).run().ok()?;
         refusal = output.text();
         output.success().then_some(())

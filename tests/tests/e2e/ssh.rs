@@ -15,7 +15,10 @@ fn an_ssh_login_stays_reachable_and_the_connection_reverts_unless_confirmed() {
     let admin = world.lab.public_host("admin").unwrap();
     let ssh = format!("{} 50000 {} 22", admin.v4(), laptop.host().v4());
     let output = laptop.cli(["connect", "gateway"]).env("SSH_CONNECTION", &ssh).ok().unwrap();
-    assert!(output.contains("reverted") && output.contains("horizon confirm"), "it says what will happen: {output}");
+    assert!(
+        output.contains("reverted") && output.contains("horizon confirm"),
+        "it says what will happen: {output}"
+    );
     assert_eq!(seen_by(&laptop, world.web_host.v4()), Some(world.appliance.host().v4()));
 
     // Packets to the administrator go the old way: the home's router, not the appliance, is whom they come from.

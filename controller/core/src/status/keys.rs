@@ -59,7 +59,11 @@ fn works(phase: PersonalKeyPhase) -> bool {
 }
 
 /// Fills in the status; returns when it may read differently by itself.
-pub(super) fn personal(status: &mut PersonalKeyStatus, facts: &PersonalKeyFacts, note: &mut Notes<'_>) -> Option<Timestamp> {
+pub(super) fn personal(
+    status: &mut PersonalKeyStatus,
+    facts: &PersonalKeyFacts,
+    note: &mut Notes<'_>,
+) -> Option<Timestamp> {
     status.created_at = Some(note.input.stored.created_at.into());
     status.activated_at = facts.activated_at.map(Into::into);
     status.expires_at = facts.expires_at.map(Into::into);
@@ -82,7 +86,12 @@ pub(super) fn personal(status: &mut PersonalKeyStatus, facts: &PersonalKeyFacts,
 }
 
 /// Fills in the status; returns when it may read differently by itself.
-pub(super) fn user(status: &mut UserStatus, spec: &UserSpec, facts: &UserFacts, note: &mut Notes<'_>) -> Option<Timestamp> {
+pub(super) fn user(
+    status: &mut UserStatus,
+    spec: &UserSpec,
+    facts: &UserFacts,
+    note: &mut Notes<'_>,
+) -> Option<Timestamp> {
     let now = note.input.now;
     let keys = facts.keys.iter().take(MAX_KEYS);
     status.keys = keys.map(|(name, key)| KeySummary { name: name.clone(), phase: phase(key, now) }).collect();
@@ -98,7 +107,8 @@ pub(super) fn user(status: &mut UserStatus, spec: &UserSpec, facts: &UserFacts, 
     } else {
         note.set(ConditionType::Ready, true, "Active", "the user may use what policies allow");
     }
-    let ends = facts.keys.iter().filter(|(_, key)| works(phase(key, now))).filter_map(|(_, key)| key.expires_at);
+    let ends =
+        facts.keys.iter().filter(|(_, key)| works(phase(key, now))).filter_map(|(_, key)| key.expires_at);
     ends.min()
 }
 

@@ -9,22 +9,26 @@ mod server;
 mod tests;
 
 pub use facts::{
-    DecisionFacts, DeviceFacts, Facts, PersonalKeyFacts, Presence, RegistrationKeyFacts, ServerFacts, UserFacts,
+    DecisionFacts, DeviceFacts, Facts, PersonalKeyFacts, Presence, RegistrationKeyFacts, ServerFacts,
+    UserFacts,
 };
 pub use server::{BEHIND_DAMPING, ONLINE_DAMPING};
 
 use horizon_crds::{
-    AccessPolicyStatus, ApprovalStatus, Condition, ConditionStatus, ConditionType, KindName, PersonalKeyStatus, Problem,
-    RegistrationKeyStatus, Resource, RevocationStatus, SecurityPolicyStatus, ServerStatus, Text, UserStatus,
-    VirtualNetworkStatus, set_condition,
+    AccessPolicyStatus, ApprovalStatus, Condition, ConditionStatus, ConditionType, KindName,
+    PersonalKeyStatus, Problem, RegistrationKeyStatus, Resource, RevocationStatus, SecurityPolicyStatus,
+    ServerStatus, Text, UserStatus, VirtualNetworkStatus, set_condition,
 };
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use crate::{
     accept,
     index::{Index, Stored},
 };
+
+/// How often the number of locked out addresses is looked at.
+const LOCKOUT_REFRESH: SignedDuration = SignedDuration::from_secs(60);
 
 /// The status of a resource of any kind.
 #[derive(Clone, Debug, PartialEq)]
@@ -173,19 +177,25 @@ pub fn status(input: StatusInput<'_>) -> Computed {
         (Status::PersonalKey(status), Resource::PersonalKey(_), Facts::PersonalKey(facts)) => {
             keys::personal(status, facts, &mut note)
         }
-        (Status::User(status), Resource::User(user), Facts::User(facts)) => keys::user(status, &user.spec, facts, &mut note),
+        (Status::User(status), Resource::User(user), Facts::User(facts)) => {
+            keys::user(status, &user.spec, facts, &mut note)
+        }
         (Status::AccessPolicy(status), Resource::AccessPolicy(policy), _) => {
             policies::access(status, &policy.spec, &mut note);
             None
         }
-        (Status::VirtualNetwork(status), Resource::VirtualNetwork(_), Facts::VirtualNetwork { addresses_in_use }) => {
+        (
+            Status::VirtualNetwork(status),
+            Resource::VirtualNetwork(_),
+            Facts::VirtualNetwork { addresses_in_use },
+        ) => {
             policies::network(status, *addresses_in_use, &mut note);
             None
         }
         (Status::SecurityPolicy(status), _, Facts::SecurityPolicy { locked_out }) => {
             status.locked_out = *locked_out;
             note.set(ConditionType::Ready, true, "InForce", "the bounds hold");
-            None
+            input.now.checked_add(LOCKOUT_REFRESH).ok()
         }
         (Status::Approval(status), Resource::Approval(approval), Facts::Approval(facts)) => {
             policies::approval(status, &approval.spec, facts, &mut note);
@@ -244,7 +254,8 @@ impl Notes<'_> {
         let mut missing = references.filter(|r| !accept::exists(self.input.index, resource.namespace(), r));
         match missing.next() {
             Some(reference) => {
-                let message = format!("{} names \"{}\", which does not exist", reference.field, reference.name);
+                let message =
+                    format!("{} names \"{}\", which does not exist", reference.field, reference.name);
                 self.set(ConditionType::Accepted, false, "ReferenceNotFound", &message);
             }
             None => self.set(ConditionType::Accepted, true, "Accepted", "the document is in force"),

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use horizon_crds::{
-    AccessPolicySpec, AccessPolicyStatus, ApprovalSpec, ApprovalStatus, ConditionType, KindName, ReferenceTarget, Resource,
-    RevocationStatus, ServerSelector, ServerSpec, VirtualNetworkStatus,
+    AccessPolicySpec, AccessPolicyStatus, ApprovalSpec, ApprovalStatus, ConditionType, KindName,
+    ReferenceTarget, Resource, RevocationStatus, ServerSelector, ServerSpec, VirtualNetworkStatus,
 };
 use horizon_model::Capability;
 
@@ -33,8 +33,12 @@ pub(super) fn access(status: &mut AccessPolicyStatus, spec: &AccessPolicySpec, n
     status.matched_users = count(matched_users(index, namespace, spec).len());
     status.matched_servers = count(servers.len());
     match shortfall(spec, &servers) {
-        _ if status.matched_users == 0 => note.set(ConditionType::Ready, false, "NoUsers", "the policy matches no user"),
-        _ if servers.is_empty() => note.set(ConditionType::Ready, false, "NoServers", "the policy matches no server"),
+        _ if status.matched_users == 0 => {
+            note.set(ConditionType::Ready, false, "NoUsers", "the policy matches no user")
+        }
+        _ if servers.is_empty() => {
+            note.set(ConditionType::Ready, false, "NoServers", "the policy matches no server")
+        }
         Some(message) => note.set(ConditionType::Ready, false, "WithoutEffect", &message),
         None => note.set(ConditionType::Ready, true, "InForce", "the policy grants what it lists"),
     }
@@ -43,7 +47,9 @@ pub(super) fn access(status: &mut AccessPolicyStatus, spec: &AccessPolicySpec, n
 /// What the policy lists without any effect, in words.
 fn shortfall(spec: &AccessPolicySpec, servers: &[&ServerSpec]) -> Option<String> {
     let shared = |wanted: fn(Capability) -> bool| {
-        spec.capabilities.iter().any(|c| wanted(*c) && servers.iter().any(|server| server.capabilities.contains(c)))
+        spec.capabilities
+            .iter()
+            .any(|c| wanted(*c) && servers.iter().any(|server| server.capabilities.contains(c)))
     };
     let lan = |capability| capability == Capability::LanEmulation;
     if !spec.destinations.is_empty() && !shared(opens_access) {
@@ -82,7 +88,12 @@ pub(super) fn network(status: &mut VirtualNetworkStatus, addresses_in_use: u32, 
     }
 }
 
-pub(super) fn approval(status: &mut ApprovalStatus, spec: &ApprovalSpec, facts: &DecisionFacts, note: &mut Notes<'_>) {
+pub(super) fn approval(
+    status: &mut ApprovalStatus,
+    spec: &ApprovalSpec,
+    facts: &DecisionFacts,
+    note: &mut Notes<'_>,
+) {
     status.effective_at = facts.effective_at.map(Into::into);
     match facts.effective_at {
         Some(_) => note.set(ConditionType::Ready, true, "Effective", "the identity was approved"),

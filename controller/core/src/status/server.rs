@@ -1,8 +1,8 @@
 //! The status of a server.
 
 use horizon_crds::{
-    ConditionStatus, ConditionType, IdentityDigest, IdentityStatus, LifecycleState, ReportedChange, ServerPhase, ServerSpec,
-    ServerStatus, Text,
+    ConditionStatus, ConditionType, IdentityDigest, IdentityStatus, LifecycleState, ReportedChange,
+    ServerPhase, ServerSpec, ServerStatus, Text,
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -47,7 +47,10 @@ fn identity(digest: [u8; 32], facts: &ServerFacts) -> IdentityStatus {
     let changes = facts.identity_changes.iter().take(MAX_CHANGES);
     IdentityStatus {
         digest: IdentityDigest::from(digest),
-        pending_digest: facts.pending_digest.filter(|_| facts.requires_verification).map(IdentityDigest::from),
+        pending_digest: facts
+            .pending_digest
+            .filter(|_| facts.requires_verification)
+            .map(IdentityDigest::from),
         changes: changes
             .map(|change| ReportedChange {
                 factor: Text::lossy(&format!("{}.{}", change.kind.as_str(), change.name)),
@@ -60,7 +63,9 @@ fn identity(digest: [u8; 32], facts: &ServerFacts) -> IdentityStatus {
 
 fn registered(facts: &ServerFacts, note: &mut Notes<'_>) {
     match facts.registered_at {
-        Some(_) => note.set(ConditionType::Registered, true, "Registered", "an appliance registered for this server"),
+        Some(_) => {
+            note.set(ConditionType::Registered, true, "Registered", "an appliance registered for this server")
+        }
         None => {
             let message = "no appliance has registered yet: make a registration token and enrol one";
             note.set(ConditionType::Registered, false, "NotRegistered", message);
@@ -88,12 +93,19 @@ fn online(facts: &ServerFacts, note: &mut Notes<'_>) -> Option<Timestamp> {
 
 fn verified(facts: &ServerFacts, note: &mut Notes<'_>) {
     match facts.verified {
-        Some(true) => note.set(ConditionType::Verified, true, "Answered", "the last challenge was answered correctly"),
+        Some(true) => {
+            note.set(ConditionType::Verified, true, "Answered", "the last challenge was answered correctly")
+        }
         Some(false) => {
-            let message = facts.verification_reason.as_deref().unwrap_or("the last challenge was not answered correctly");
+            let message = facts
+                .verification_reason
+                .as_deref()
+                .unwrap_or("the last challenge was not answered correctly");
             note.set(ConditionType::Verified, false, "WrongAnswer", message);
         }
-        None => note.set(ConditionType::Verified, ConditionStatus::Unknown, "NotChallenged", "not challenged yet"),
+        None => {
+            note.set(ConditionType::Verified, ConditionStatus::Unknown, "NotChallenged", "not challenged yet")
+        }
     }
     if facts.requires_verification {
         let message = facts.verification_reason.as_deref().unwrap_or("the identity changed");
@@ -101,7 +113,12 @@ fn verified(facts: &ServerFacts, note: &mut Notes<'_>) {
     } else if facts.registered_at.is_some() {
         note.set(ConditionType::IdentityStable, true, "Unchanged", "the identity is the one last approved");
     } else {
-        note.set(ConditionType::IdentityStable, ConditionStatus::Unknown, "NotRegistered", "no identity is known yet");
+        note.set(
+            ConditionType::IdentityStable,
+            ConditionStatus::Unknown,
+            "NotRegistered",
+            "no identity is known yet",
+        );
     }
 }
 
@@ -112,7 +129,8 @@ fn up_to_date(facts: &ServerFacts, note: &mut Notes<'_>) -> Option<Timestamp> {
         return None;
     }
     if facts.applied_generation < facts.state_generation {
-        let until = facts.behind_since.map(|since| since.saturating_add(BEHIND_DAMPING).unwrap_or(Timestamp::MAX));
+        let until =
+            facts.behind_since.map(|since| since.saturating_add(BEHIND_DAMPING).unwrap_or(Timestamp::MAX));
         match until {
             Some(until) if note.input.now >= until => {
                 let message = "the appliance has not applied the newest state";
@@ -120,7 +138,12 @@ fn up_to_date(facts: &ServerFacts, note: &mut Notes<'_>) -> Option<Timestamp> {
                 return None;
             }
             _ if note.status_of(kind).is_none() => {
-                note.set(kind, ConditionStatus::Unknown, "Applying", "the appliance was just told the newest state");
+                note.set(
+                    kind,
+                    ConditionStatus::Unknown,
+                    "Applying",
+                    "the appliance was just told the newest state",
+                );
                 return until;
             }
             _ => return until,
@@ -168,7 +191,11 @@ fn available(spec: &ServerSpec, facts: &ServerFacts, note: &mut Notes<'_>) {
 }
 
 fn with_reason(what: &str, spec: &ServerSpec) -> String {
-    if spec.lifecycle.reason.is_empty() { what.to_owned() } else { format!("{what}: {}", spec.lifecycle.reason) }
+    if spec.lifecycle.reason.is_empty() {
+        what.to_owned()
+    } else {
+        format!("{what}: {}", spec.lifecycle.reason)
+    }
 }
 
 fn phase(spec: &ServerSpec, facts: &ServerFacts, note: &Notes<'_>) -> ServerPhase {

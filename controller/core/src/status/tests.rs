@@ -1,10 +1,12 @@
-use horizon_crds::{ConditionStatus, ConditionType, KindName, PersonalKeyPhase, Problem, RegistrationKeyPhase, ServerPhase};
+use horizon_crds::{
+    ConditionStatus, ConditionType, KindName, PersonalKeyPhase, Problem, RegistrationKeyPhase, ServerPhase,
+};
 use horizon_model::{EntryId, EntryProblem, ProblemCode};
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    BEHIND_DAMPING, Computed, DecisionFacts, Facts, ONLINE_DAMPING, PersonalKeyFacts, Presence, RegistrationKeyFacts, ServerFacts,
-    Status, StatusInput, UserFacts, status,
+    BEHIND_DAMPING, Computed, DecisionFacts, Facts, ONLINE_DAMPING, PersonalKeyFacts, Presence,
+    RegistrationKeyFacts, ServerFacts, Status, StatusInput, UserFacts, status,
 };
 use crate::testing::{World, document};
 
@@ -14,7 +16,14 @@ fn after(span: SignedDuration) -> Timestamp {
     NOW.saturating_add(span).unwrap()
 }
 
-fn compute(world: &World, kind: KindName, name: &str, facts: &Facts, before: Option<&Status>, now: Timestamp) -> Computed {
+fn compute(
+    world: &World,
+    kind: KindName,
+    name: &str,
+    facts: &Facts,
+    before: Option<&Status>,
+    now: Timestamp,
+) -> Computed {
     let stored = world.index.get(kind, "default", name).unwrap();
     status(StatusInput { index: &world.index, stored, facts, problems: &[], before, now })
 }
@@ -61,10 +70,20 @@ fn phases_and_availability_of_a_server() {
         ("", ServerFacts { verified: None, ..online() }, P::Active, "Available"),
         ("", ServerFacts { requires_verification: true, ..online() }, P::Unavailable, "ApprovalNeeded"),
         ("lifecycle.state = \"maintenance\"", online(), P::Maintenance, "Maintenance"),
-        ("lifecycle = { state = \"decommissioned\", reason = \"x\" }", online(), P::Decommissioned, "Decommissioned"),
+        (
+            "lifecycle = { state = \"decommissioned\", reason = \"x\" }",
+            online(),
+            P::Decommissioned,
+            "Decommissioned",
+        ),
         ("", ServerFacts { revoked_at: Some(NOW), ..online() }, P::Decommissioned, "Revoked"),
         ("", ServerFacts { revoked_at: Some(NOW), compromised: true, ..online() }, P::Compromised, "Revoked"),
-        ("", ServerFacts { unreachable: Some("no answer".into()), ..online() }, P::Active, "PerhapsUnreachable"),
+        (
+            "",
+            ServerFacts { unreachable: Some("no answer".into()), ..online() },
+            P::Active,
+            "PerhapsUnreachable",
+        ),
     ] {
         let status = server(spec, facts);
         let (available, why) = condition(&status, ConditionType::Available);
@@ -117,7 +136,8 @@ fn being_behind_shows_after_a_while() {
     let more = ServerFacts { state_generation: 9, applied_generation: 9, ..online() };
     assert_eq!(at(more, Some(&better), NOW).write, None, "numbers alone are not worth a write");
 
-    let problem = EntryProblem { entry: EntryId::tunnel(), code: ProblemCode::System, message: "port in use".into() };
+    let problem =
+        EntryProblem { entry: EntryId::tunnel(), code: ProblemCode::System, message: "port in use".into() };
     let broken = at(ServerFacts { problems: vec![problem], ..applied }, Some(&better), NOW).write.unwrap();
     let up_to_date = broken.condition(ConditionType::UpToDate).unwrap();
     assert_eq!(up_to_date.message.as_str(), "tunnel is not in force: port in use");
@@ -127,7 +147,14 @@ fn being_behind_shows_after_a_while() {
 fn a_new_document_that_is_wrong_shows() {
     let mut world = World::of(&[
         ("u", document("User", "ana", "")),
-        ("p", document("AccessPolicy", "p", "subjects.users = [\"ana\"]\nservers = [\"*\"]\ndestinations = [{ cidr = \"::/0\" }]")),
+        (
+            "p",
+            document(
+                "AccessPolicy",
+                "p",
+                "subjects.users = [\"ana\"]\nservers = [\"*\"]\ndestinations = [{ cidr = \"::/0\" }]",
+            ),
+        ),
     ]);
     let stored = world.index.get(KindName::AccessPolicy, "default", "p").unwrap().clone();
     let problem = Problem {
@@ -140,7 +167,14 @@ fn a_new_document_that_is_wrong_shows() {
     };
     let input = |world: &World, problems: &[&Problem]| {
         let stored = world.index.get(KindName::AccessPolicy, "default", "p").unwrap();
-        let input = StatusInput { index: &world.index, stored, facts: &Facts::None, problems, before: None, now: NOW };
+        let input = StatusInput {
+            index: &world.index,
+            stored,
+            facts: &Facts::None,
+            problems,
+            before: None,
+            now: NOW,
+        };
         status(input).write.unwrap()
     };
     let bad = input(&world, &[&problem]);
@@ -165,10 +199,20 @@ fn policies_say_what_they_amount_to() {
             ("b", document("User", "ben", "groups = [\"staff\"]")),
             ("s", document("Server", "s", server)),
             ("n", document("VirtualNetwork", "n", "addressRanges = [\"10.5.0.0/16\"]")),
-            ("p", document("AccessPolicy", "p", &format!("subjects.groups = [\"staff\"]\nsubjects.users = [\"ana\"]\nservers = [\"*\"]\n{policy}"))),
+            (
+                "p",
+                document(
+                    "AccessPolicy",
+                    "p",
+                    &format!(
+                        "subjects.groups = [\"staff\"]\nsubjects.users = [\"ana\"]\nservers = [\"*\"]\n{policy}"
+                    ),
+                ),
+            ),
         ])
     };
-    let ask = |world: &World| compute(world, KindName::AccessPolicy, "p", &Facts::None, None, NOW).write.unwrap();
+    let ask =
+        |world: &World| compute(world, KindName::AccessPolicy, "p", &Facts::None, None, NOW).write.unwrap();
     let anywhere = "destinations = [{ cidr = \"::/0\" }]";
     let fine = ask(&world(anywhere, ""));
     let Status::AccessPolicy(inner) = &fine else { panic!() };
@@ -211,7 +255,8 @@ fn keys_live_and_end() {
         (RegistrationKeyFacts { used_at: Some(past), expires_at: Some(past), ..key.clone() }, R::Used, None),
         (RegistrationKeyFacts { revoked_at: Some(past), ..key }, R::Revoked, None),
     ] {
-        let computed = compute(&world, KindName::RegistrationKey, "r", &Facts::RegistrationKey(facts), None, NOW);
+        let computed =
+            compute(&world, KindName::RegistrationKey, "r", &Facts::RegistrationKey(facts), None, NOW);
         let Some(Status::RegistrationKey(status)) = computed.write else { panic!() };
         assert_eq!((status.phase, computed.again_at), (Some(expected), again));
     }
@@ -222,9 +267,10 @@ fn keys_live_and_end() {
         (PersonalKeyFacts { activated_at: Some(past), ..key.clone() }, K::Active, Some(soon)),
         (PersonalKeyFacts { expires_at: Some(past), ..key.clone() }, K::Expired, None),
         (PersonalKeyFacts { deactivated_at: Some(past), ..key.clone() }, K::Deactivated, None),
-        (PersonalKeyFacts { deactivated_at: Some(past), compromised: true, ..key.clone() }, K::Compromised, None),
+        (PersonalKeyFacts { deactivated_at: Some(past), compromised: true, ..key }, K::Compromised, None),
     ] {
-        let computed = compute(&world, KindName::PersonalKey, "k", &Facts::PersonalKey(facts.clone()), None, NOW);
+        let computed =
+            compute(&world, KindName::PersonalKey, "k", &Facts::PersonalKey(facts.clone()), None, NOW);
         let Some(Status::PersonalKey(status)) = computed.write else { panic!() };
         assert_eq!((status.phase, computed.again_at), (Some(expected), again));
         let facts = UserFacts { keys: vec![("k".parse().unwrap(), facts)], devices: Vec::new() };
@@ -244,8 +290,10 @@ fn decisions_say_whether_they_took_effect() {
     ]);
     let facts = |effective_at| DecisionFacts { effective_at, applied_servers: Vec::new() };
     for (effective, expected) in [(None, ConditionStatus::False), (Some(NOW), ConditionStatus::True)] {
-        let approval = compute(&world, KindName::Approval, "a", &Facts::Approval(facts(effective)), None, NOW);
-        let revocation = compute(&world, KindName::Revocation, "r", &Facts::Revocation(facts(effective)), None, NOW);
+        let approval =
+            compute(&world, KindName::Approval, "a", &Facts::Approval(facts(effective)), None, NOW);
+        let revocation =
+            compute(&world, KindName::Revocation, "r", &Facts::Revocation(facts(effective)), None, NOW);
         for computed in [approval, revocation] {
             assert_eq!(condition(&computed.write.unwrap(), ConditionType::Ready).0, expected);
         }

@@ -2,14 +2,18 @@
 
 use std::time::Duration;
 
-use horizon_model::{ApplianceReport, EntryProblem, Incarnation, ProblemCode, Secret, SessionId, Violation, ViolationKind};
+use horizon_model::{
+    ApplianceReport, EntryProblem, Incarnation, ProblemCode, Secret, SessionId, Violation, ViolationKind,
+};
 use horizon_wire::{
     proto::{self, RefusalCode, Role, from_controller::Message as Said, to_controller::Message as Say},
     refusal::Refusal,
 };
 use uuid::Uuid;
 
-use super::kit::{Appliance, Controller, Device, ask, entry, fresh_key, hardware, refusal, register_message, soon};
+use super::kit::{
+    Appliance, Controller, Device, ask, entry, fresh_key, hardware, refusal, register_message, soon,
+};
 use crate::{channel::ChannelSettings, store::tests::kit::BASICS};
 
 fn quick() -> ChannelSettings {
@@ -284,7 +288,8 @@ async fn violations_become_events_and_problems_end_requests() {
     };
     appliance.apply(&envelope);
     let id = appliance.sessions()[0];
-    let problem = EntryProblem { entry: entry(id), code: ProblemCode::System, message: "no more memory".into() };
+    let problem =
+        EntryProblem { entry: entry(id), code: ProblemCode::System, message: "no more memory".into() };
     appliance.report(ApplianceReport { problems: vec![problem], ..Default::default() }).await;
     let refused = refusal(soon(asked).await.unwrap());
     assert_eq!(refused.code, RefusalCode::Unavailable);
@@ -295,17 +300,13 @@ async fn violations_become_events_and_problems_end_requests() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_dial_back_says_when_the_port_cannot_be_reached() {
-    let settings = ChannelSettings { probe_patience: Duration::from_millis(10), ..ChannelSettings::default() };
+    let settings =
+        ChannelSettings { probe_patience: Duration::from_millis(10), ..ChannelSettings::default() };
     let controller = Controller::with(BASICS, settings).await;
     let mut hints = controller.live.subscribe();
     let mut appliance = Appliance::enrol(&controller).await;
     appliance.take_state().await;
-    let announced = loop {
-        match appliance.next().await.unwrap() {
-            Said::DialBack(announced) => break announced,
-            other => panic!("unexpected {other:?}"),
-        }
-    };
+    let Some(Said::DialBack(announced)) = appliance.next().await else { panic!("no dial-back") };
     assert_eq!(announced.address, "127.0.0.1:7443");
     let mut unreachable = None;
     while unreachable.is_none() {

@@ -104,13 +104,15 @@ impl Controller {
     }
 
     pub(super) async fn put(&self, toml: &str) {
-        let done = self.store.commit_resources(&puts(toml), &Actor::System("test"), Timestamp::now()).await.unwrap();
+        let done =
+            self.store.commit_resources(&puts(toml), &Actor::System("test"), Timestamp::now()).await.unwrap();
         self.refresh(done.servers).await;
     }
 
     pub(super) async fn remove(&self, kind: &str, name: &str) {
         let change = crate::store::Change::Remove(id(kind, name));
-        let done = self.store.commit_resources(&[change], &Actor::System("test"), Timestamp::now()).await.unwrap();
+        let done =
+            self.store.commit_resources(&[change], &Actor::System("test"), Timestamp::now()).await.unwrap();
         self.refresh(done.servers).await;
     }
 
@@ -220,7 +222,9 @@ impl Appliance {
     pub(super) async fn enrol_with(controller: &Controller, token: &RegistrationToken) -> Self {
         let key = fresh_key();
         let channel = controller.dial(&key, Role::Appliance).await.unwrap();
-        let Said::Registered(registered) = soon(channel.requests.request(register_message(token))).await.unwrap() else {
+        let Said::Registered(registered) =
+            soon(channel.requests.request(register_message(token))).await.unwrap()
+        else {
             panic!("not registered");
         };
         let mut appliance = Self {
@@ -248,7 +252,11 @@ impl Appliance {
             capabilities: vec!["vpn".into(), "lan_emulation".into()],
             epoch: self.held.epoch,
             generation: self.held.generation,
-            digest: if self.held.generation == 0 { Vec::new() } else { self.held.entries.digest().0.to_vec() },
+            digest: if self.held.generation == 0 {
+                Vec::new()
+            } else {
+                self.held.entries.digest().0.to_vec()
+            },
             addresses: vec!["192.0.2.7:7443".into()],
         };
         match soon(self.channel.requests.request(Say::Attach(attach))).await? {
@@ -258,7 +266,10 @@ impl Appliance {
     }
 
     /// Connects again and attaches, as after a lost connection.
-    pub(super) async fn reconnect(&mut self, controller: &Controller) -> Result<proto::Attached, RequestError> {
+    pub(super) async fn reconnect(
+        &mut self,
+        controller: &Controller,
+    ) -> Result<proto::Attached, RequestError> {
         self.channel = controller.dial(&self.key, Role::Appliance).await.unwrap();
         self.attach().await
     }
@@ -350,7 +361,9 @@ impl Appliance {
     /// Beats, and moves the secret on.
     pub(super) async fn beat(&mut self, factors: Vec<proto::Factor>) {
         let beat = self.beat_message(factors);
-        let Said::HeartbeatAck(ack) = soon(self.channel.requests.request(Say::Heartbeat(beat))).await.unwrap() else {
+        let Said::HeartbeatAck(ack) =
+            soon(self.channel.requests.request(Say::Heartbeat(beat))).await.unwrap()
+        else {
             panic!("no acknowledgement");
         };
         assert_eq!(ack.counter, self.counter);
@@ -377,7 +390,11 @@ impl Device {
         device
     }
 
-    pub(super) async fn enrol(&self, (key, secret): &(KeyId, Secret), name: &str) -> Result<Said, RequestError> {
+    pub(super) async fn enrol(
+        &self,
+        (key, secret): &(KeyId, Secret),
+        name: &str,
+    ) -> Result<Said, RequestError> {
         let message = proto::EnrolDevice {
             key_id: key.as_bytes().to_vec(),
             secret: secret.expose().to_vec(),
@@ -395,7 +412,11 @@ impl Device {
     }
 
     /// Asks for a session on a server, while the appliance serves.
-    pub(super) async fn request(&self, server: &str, take_over: Option<SessionId>) -> Result<Said, RequestError> {
+    pub(super) async fn request(
+        &self,
+        server: &str,
+        take_over: Option<SessionId>,
+    ) -> Result<Said, RequestError> {
         ask(self.requests(), server.to_owned(), take_over).await
     }
 
@@ -433,7 +454,6 @@ pub(super) async fn session(device: &Device, appliance: &mut Appliance, server: 
     assert_eq!(ticket.session, id);
     ticket
 }
-
 
 pub(super) fn entry(id: SessionId) -> EntryId {
     EntryId::session(id)

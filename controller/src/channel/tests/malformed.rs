@@ -1,8 +1,8 @@
 //! Peers that do not keep to the protocol: each is refused or dropped, and the controller goes on.
 
 use horizon_channel::ConnectError;
-use horizon_wire::{
-    proto::{self, RefusalCode, Role, from_controller::Message as Said, to_controller::Message as Say},
+use horizon_wire::proto::{
+    self, RefusalCode, Role, from_controller::Message as Said, to_controller::Message as Say,
 };
 
 use super::kit::{Appliance, Controller, Device, fresh_key, refusal, soon};
@@ -23,7 +23,12 @@ async fn messages_in_the_wrong_order_or_shape_end_the_conversation() {
     let controller = Controller::start(BASICS).await;
     let heartbeat = || Say::Heartbeat(proto::Heartbeat { payload: vec![1], tag: vec![2] });
     let attach = |server_id: Vec<u8>, incarnation: Vec<u8>, capability: &str| {
-        Say::Attach(proto::Attach { server_id, incarnation, capabilities: vec![capability.into()], ..Default::default() })
+        Say::Attach(proto::Attach {
+            server_id,
+            incarnation,
+            capabilities: vec![capability.into()],
+            ..Default::default()
+        })
     };
     let register = |secret: Vec<u8>, hostname: &str, factors: usize| {
         let factor = proto::Factor { kind: "hardware_fingerprint".into(), ..Default::default() };
@@ -131,7 +136,9 @@ async fn blocked_networks_get_no_answer() {
     );
     let controller = Controller::start(&toml).await;
     let key = fresh_key();
-    let dialled = tokio::time::timeout(std::time::Duration::from_millis(500), controller.dial(&key, Role::Device)).await;
+    let dialled =
+        tokio::time::timeout(std::time::Duration::from_millis(500), controller.dial(&key, Role::Device))
+            .await;
     assert!(dialled.is_err(), "{dialled:?}");
     controller.stop().await;
 }

@@ -10,9 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     metrics::Metrics,
-    store::{
-        Actor, Assigned, Change, Committed, EnvelopeKey, RegisterRequest, RegisteredServer, Store,
-    },
+    store::{Actor, Assigned, Change, Committed, EnvelopeKey, RegisterRequest, RegisteredServer, Store},
 };
 
 pub(crate) struct Kit {
@@ -75,18 +73,26 @@ pub(crate) fn resources(toml: &str) -> Vec<Resource> {
 pub(crate) fn puts(toml: &str) -> Vec<Change> {
     resources(toml)
         .into_iter()
-        .map(|resource| Change::Put { resource: Arc::new(resource), origin: Origin::File("test.toml".into()) })
+        .map(|resource| Change::Put {
+            resource: Arc::new(resource),
+            origin: Origin::File("test.toml".into()),
+        })
         .collect()
 }
 
 pub(crate) fn id(kind: &str, name: &str) -> ResourceId {
-    ResourceId { kind: kind.parse().unwrap(), namespace: "default".parse().unwrap(), name: name.parse().unwrap() }
+    ResourceId {
+        kind: kind.parse().unwrap(),
+        namespace: "default".parse().unwrap(),
+        name: name.parse().unwrap(),
+    }
 }
 
 impl Kit {
     pub(crate) async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("horizon.db"), &envelope(), Metrics::default()).await.unwrap();
+        let store =
+            Store::open(&dir.path().join("horizon.db"), &envelope(), Metrics::default()).await.unwrap();
         Self { dir, store }
     }
 

@@ -1,8 +1,8 @@
 //! What any engine must do: every operation and constraint of the store.
 
-pub(crate) mod kit;
 mod devices;
 mod facts;
+pub(crate) mod kit;
 mod registration;
 mod resources;
 mod sessions;

@@ -1,1 +1,251 @@
-//! placeholder
+//! Registration, identity, challenges, heartbeats.
+
+use horizon_crds::IdentityDigest;
+use horizon_model::{Capability, PublicKey, Secret};
+use horizon_wire::proto::Metrics;
+
+use super::kit::{Kit, at, factors, id, request};
+use crate::store::{Beat, Change, Heartbeats, IdentityOutcome, IssueError, RegisterError, ServerRecord};
+
+const KEY: PublicKey = PublicKey([5; 32]);
+const OTHER: PublicKey = PublicKey([6; 32]);
+
+async fn record(kit: &Kit) -> ServerRecord {
+    kit.store.server(kit.server().await).await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn secrets_are_issued_once_and_only_for_keys_that_live() {
+    let kit = Kit::with_basics().await;
+    let key = kit.uid("RegistrationKey", "berlin-1").await;
+    let secret = kit.store.issue_registration_secret(key, at(0)).await.unwrap();
+    let again = kit.store.issue_registration_secret(key, at(0)).await;
+    assert!(matches!(again, Err(IssueError::AlreadyIssued)));
+    let unknown = kit.store.issue_registration_secret(uuid::Uuid::from_u128(1), at(0)).await;
+    assert!(matches!(unknown, Err(IssueError::Unknown)));
+    // The secret itself is nowhere in the database.
+    kit.store.close().await;
+    let mut bytes = std::fs::read(kit.dir.path().join("horizon.db")).unwrap();
+    bytes.extend(std::fs::read(kit.dir.path().join("horizon.db-wal")).unwrap_or_default());
+    assert!(!bytes.windows(32).any(|w| w == secret.expose()));
+
+    let kit = Kit::with_basics().await;
+    let key = kit.uid("RegistrationKey", "berlin-1").await;
+    let late = kit.store.issue_registration_secret(key, at(90_000)).await;
+    assert!(matches!(late, Err(IssueError::Ended)));
+}
+
+#[tokio::test]
+async fn a_token_binds_to_the_first_key_and_answers_it_again() {
+    let kit = Kit::with_basics().await;
+    let secret = kit.token().await;
+    let first = kit.store.register_server(&request(secret.clone(), KEY), at(1)).await.unwrap();
+    assert!(first.fresh);
+    let again = kit.store.register_server(&request(secret.clone(), KEY), at(2)).await.unwrap();
+    assert!(!again.fresh);
+    assert_eq!((again.server, again.secret.expose()), (first.server, first.secret.expose()));
+    let other = kit.store.register_server(&request(secret.clone(), OTHER), at(3)).await;
+    assert!(matches!(other, Err(RegisterError::Used(_))));
+    let events = kit.store.list_security_events(&Default::default()).await.unwrap();
+    assert_eq!(events[0].kind, "registration_token_reused");
+    let record = record(&kit).await;
+    assert_eq!((record.public_key, record.hostname.as_deref()), (Some(KEY), Some("box")));
+    assert_eq!(record.capabilities, [Capability::Vpn, Capability::LanEmulation]);
+    let key = kit.uid("RegistrationKey", "berlin-1").await;
+    let facts = kit.store.registration_key_facts(key).await.unwrap();
+    assert_eq!((facts.used_at, facts.used_by), (Some(at(1)), Some(KEY)));
+    // Revoking the key afterwards does not concern the appliance.
+    kit.remove("RegistrationKey", "berlin-1").await;
+    assert!(kit.store.register_server(&request(secret, KEY), at(4)).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_a_hundred_at_once_one_wins() {
+    let kit = Kit::with_basics().await;
+    let secret = kit.token().await;
+    let mut tries = tokio::task::JoinSet::new();
+    for n in 0..100_u8 {
+        let (store, request) = (kit.store.clone(), request(secret.clone(), PublicKey([n; 32])));
+        tries.spawn(async move { store.register_server(&request, at(1)).await });
+    }
+    let results = tries.join_all().await;
+    assert_eq!(results.iter().filter(|r| r.is_ok()).count(), 1);
+    assert!(results.iter().all(|r| matches!(r, Ok(_) | Err(RegisterError::Used(_)))));
+}
+
+#[tokio::test]
+async fn registrations_are_refused_for_the_right_reason() {
+    let kit = Kit::with_basics().await;
+    let secret = kit.token().await;
+    let wrong = kit.store.register_server(&request(Secret::new([1; 32]), KEY), at(1)).await;
+    assert!(matches!(wrong, Err(RegisterError::Unknown)));
+    let mut misnamed = request(secret.clone(), KEY);
+    misnamed.key_name = "paris-1".into();
+    assert!(matches!(kit.store.register_server(&misnamed, at(1)).await, Err(RegisterError::Unknown)));
+    let late = kit.store.register_server(&request(secret.clone(), KEY), at(86_400)).await;
+    assert!(matches!(late, Err(RegisterError::Expired(_))));
+    kit.remove("RegistrationKey", "berlin-1").await;
+    let revoked = kit.store.register_server(&request(secret, KEY), at(1)).await;
+    assert!(matches!(revoked, Err(RegisterError::Revoked(_))));
+
+    let kit = Kit::with_basics().await;
+    let secret = kit.token().await;
+    kit.commit(&[Change::Remove(id("Server", "berlin"))], at(0)).await;
+    let gone = kit.store.register_server(&request(secret, KEY), at(1)).await;
+    assert!(matches!(gone, Err(RegisterError::Revoked(_))));
+}
+
+#[tokio::test]
+async fn a_second_token_replaces_the_appliance() {
+    let kit = Kit::with_basics().await;
+    let first_secret = kit.token().await;
+    kit.store.register_server(&request(first_secret.clone(), KEY), at(1)).await.unwrap();
+    kit.put("apiVersion = 'horizon.dev/v1alpha1'\nkind = 'RegistrationKey'\nmetadata.name = 'berlin-2'\nspec.serverRef = 'berlin'\n")
+        .await;
+    let key = kit.uid("RegistrationKey", "berlin-2").await;
+    let secret = kit.store.issue_registration_secret(key, at(2)).await.unwrap();
+    let mut second = request(secret, OTHER);
+    second.key_name = "berlin-2".into();
+    kit.store.register_server(&second, at(3)).await.unwrap();
+    assert_eq!(record(&kit).await.public_key, Some(OTHER));
+    let old = kit.store.register_server(&request(first_secret, KEY), at(4)).await;
+    assert!(matches!(old, Err(RegisterError::Superseded(_))));
+}
+
+#[tokio::test]
+async fn secrets_move_on_with_durable_beats() {
+    let kit = Kit::with_basics().await;
+    let registered = kit.register(KEY).await;
+    let beats = Heartbeats::start(kit.store.clone());
+    let beat = |counter: u64, secret: u8| Beat {
+        server: registered.server,
+        counter,
+        sent: at(10),
+        received: at(10 + counter as i64),
+        generation: 4,
+        active_sessions: 2,
+        metrics: Metrics { load_percent: 7, ..Default::default() },
+        secret: Secret::new([secret; 32]),
+        previous: Secret::new([secret - 1; 32]),
+    };
+    let (one, two) = tokio::join!(beats.submit(beat(1, 11)), beats.submit(beat(2, 12)));
+    one.unwrap();
+    two.unwrap();
+    let (current, previous) = kit.store.server_secrets(registered.server).await.unwrap().unwrap();
+    assert_eq!((current.expose(), previous.unwrap().expose()), (&[12; 32], &[11; 32]));
+    assert_eq!(record(&kit).await.last_heartbeat, Some(at(12)));
+    let history = kit.store.list_beats(registered.server, 10).await.unwrap();
+    assert_eq!((history.len(), history[0].counter, history[0].active_sessions), (2, 2, 2));
+    assert_eq!(history[0].metrics["loadPercent"], 7);
+    assert_eq!(kit.store.prune_beats(at(12)).await.unwrap(), 1);
+    assert_eq!(kit.store.list_beats(registered.server, 10).await.unwrap().len(), 1);
+    assert!(
+        kit.store.server_secrets(horizon_model::ServerId(uuid::Uuid::from_u128(1))).await.unwrap().is_none()
+    );
+}
+
+#[tokio::test]
+async fn challenges_count_once() {
+    let kit = Kit::with_basics().await;
+    let server = kit.register(KEY).await.server;
+    let challenge = kit.store.put_challenge(server, at(2)).await.unwrap();
+    assert!(kit.store.answer_challenge(server, challenge, true, 1, at(3)).await.unwrap());
+    assert!(
+        !kit.store.answer_challenge(server, challenge, false, 2, at(4)).await.unwrap(),
+        "it was answered"
+    );
+    let facts = record(&kit).await;
+    assert_eq!(
+        (facts.verified, facts.last_verified, facts.requires_verification),
+        (Some(true), Some(at(3)), false)
+    );
+    let challenge = kit.store.put_challenge(server, at(5)).await.unwrap();
+    assert!(kit.store.answer_challenge(server, challenge, false, 2, at(6)).await.unwrap());
+    let facts = record(&kit).await;
+    assert_eq!((facts.verified, facts.requires_verification), (Some(false), true));
+    assert_eq!(facts.pending_digest, facts.identity_digest);
+    let events = async || kit.store.list_security_events(&Default::default()).await.unwrap().len();
+    assert_eq!(events().await, 0, "one failure is tolerated");
+    let challenge = kit.store.put_challenge(server, at(7)).await.unwrap();
+    assert!(kit.store.answer_challenge(server, challenge, false, 2, at(8)).await.unwrap());
+    assert_eq!(events().await, 1);
+}
+
+#[tokio::test]
+async fn a_changed_machine_waits_for_the_approval_of_its_digest() {
+    let kit = Kit::with_basics().await;
+    let server = kit.register(KEY).await.server;
+    let same = factors(&[("cpu", "b"), ("board", "a"), ("disk/0", "c")]);
+    assert_eq!(kit.store.observe_factors(server, &same, at(2)).await.unwrap(), IdentityOutcome::Same);
+    let little = factors(&[("board", "a"), ("cpu", "b"), ("disk/0", "d")]);
+    let outcome = kit.store.observe_factors(server, &little, at(3)).await.unwrap();
+    assert!(matches!(outcome, IdentityOutcome::Absorbed(changes) if changes.len() == 1));
+    // What was taken over counts from then on.
+    let much = factors(&[("board", "x"), ("cpu", "y"), ("disk/0", "d")]);
+    let IdentityOutcome::Pending { digest, changes } =
+        kit.store.observe_factors(server, &much, at(4)).await.unwrap()
+    else {
+        panic!("not pending")
+    };
+    assert_eq!(changes.len(), 2);
+    let facts = record(&kit).await;
+    assert_eq!((facts.pending_digest, facts.requires_verification), (Some(digest), true));
+    assert_eq!(kit.store.current_factors(server).await.unwrap().len(), 3);
+
+    let approve = |name: &str, digest: [u8; 32]| {
+        format!(
+            "apiVersion = 'horizon.dev/v1alpha1'\nkind = 'Approval'\nmetadata.name = '{name}'\n\
+             [spec]\nserverRef = 'berlin'\nidentityDigest = '{}'\n",
+            IdentityDigest::from(digest)
+        )
+    };
+    let wrong = kit.put(&approve("wrong", [0; 32])).await[0].uid;
+    assert!(record(&kit).await.requires_verification, "another digest approves nothing");
+    assert_eq!(kit.store.decision_facts(wrong).await.unwrap().effective_at, None);
+    assert!(kit.store.reissue_secret(server).await.unwrap().is_none());
+    let right = kit.put(&approve("right", digest)).await[0].uid;
+    let facts = record(&kit).await;
+    assert_eq!(
+        (facts.identity_digest, facts.pending_digest, facts.requires_verification),
+        (Some(digest), None, false)
+    );
+    assert!(kit.store.decision_facts(right).await.unwrap().effective_at.is_some());
+    assert_eq!(kit.store.observe_factors(server, &much, at(5)).await.unwrap(), IdentityOutcome::Same);
+    // A new secret is due until the appliance has proved that it has it.
+    let secret = kit.store.reissue_secret(server).await.unwrap().unwrap();
+    assert_eq!(kit.store.server_secrets(server).await.unwrap().unwrap().0.expose(), secret.expose());
+    assert!(kit.store.reissue_secret(server).await.unwrap().is_some());
+    let challenge = kit.store.put_challenge(server, at(6)).await.unwrap();
+    kit.store.answer_challenge(server, challenge, true, 1, at(7)).await.unwrap();
+    assert!(kit.store.reissue_secret(server).await.unwrap().is_none());
+    // An approval that came first takes effect when the identity comes.
+    let later = factors(&[("board", "p"), ("cpu", "q"), ("disk/0", "r")]);
+    kit.put(&approve("early", crate::store::identity::digest(&later))).await;
+    assert_eq!(kit.store.observe_factors(server, &later, at(8)).await.unwrap(), IdentityOutcome::Same);
+    assert!(!record(&kit).await.requires_verification);
+}
+
+#[tokio::test]
+async fn final_facts_survive_every_later_word() {
+    let kit = Kit::with_basics().await;
+    let server = kit.server().await;
+    let document = |spec: &str| {
+        format!(
+            "apiVersion = 'horizon.dev/v1alpha1'\nkind = 'Server'\nmetadata.name = 'berlin'\n[spec]\n{spec}\n"
+        )
+    };
+    kit.put(&document("lifecycle = { state = 'decommissioned', reason = 'sold' }")).await;
+    kit.put(&document("lifecycle = { state = 'active' }")).await;
+    let record = kit.store.server(server).await.unwrap().unwrap();
+    assert_eq!(record.decommission_reason.as_deref(), Some("sold"));
+    let key = kit.uid("PersonalKey", "ana-1").await;
+    let pkey = |spec: &str| {
+        format!(
+            "apiVersion = 'horizon.dev/v1alpha1'\nkind = 'PersonalKey'\nmetadata.name = 'ana-1'\n[spec]\nuserRef = 'ana'\n{spec}\n"
+        )
+    };
+    kit.put(&pkey("revocation = { reason = 'lost', compromised = true }")).await;
+    kit.put(&pkey("")).await;
+    let facts = kit.store.personal_key_facts(key).await.unwrap();
+    assert!(facts.compromised && facts.deactivated_at.is_some());
+}

@@ -1,1 +1,231 @@
-//! placeholder
+//! Sessions: the one lease of a user, addresses, and how sessions end.
+
+use std::net::IpAddr;
+
+use horizon_controller_core::{Grant, GrantFacts, grant};
+use horizon_model::{NetworkId, PublicKey, ServerId, SessionUsage};
+
+use super::kit::{Kit, at, device_info};
+use crate::store::{
+    DeviceRecord, EndReason, EndedBy, NewSession, SessionError, SessionOutcome, SessionRow, SessionStatus,
+};
+
+const SECOND_USER: &str = "
+[[resource]]
+apiVersion = 'horizon.dev/v1alpha1'
+kind = 'User'
+metadata.name = 'ben'
+[resource.spec]
+[[resource]]
+apiVersion = 'horizon.dev/v1alpha1'
+kind = 'PersonalKey'
+metadata.name = 'ben-1'
+spec.userRef = 'ben'
+";
+
+struct Scene {
+    kit: Kit,
+    server: ServerId,
+    laptop: DeviceRecord,
+    phone: DeviceRecord,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let kit = Kit::with_basics().await;
+        let server = kit.register(PublicKey([200; 32])).await.server;
+        let (key, secret) = kit.personal_key().await;
+        let mut devices = Vec::new();
+        for (n, name) in [(1, "laptop"), (2, "phone")] {
+            let public = PublicKey([n; 32]);
+            kit.store.enrol_device(key, &secret, public, &device_info(name), at(1)).await.unwrap();
+            devices.push(kit.store.device_by_key(public).await.unwrap().unwrap());
+        }
+        let phone = devices.pop().unwrap();
+        Self { server, laptop: devices.pop().unwrap(), phone, kit }
+    }
+
+    async fn grant(&self) -> Grant {
+        grant(&self.kit.index().await, GrantFacts::POLICY_ONLY, self.laptop.user, self.server).unwrap()
+    }
+
+    async fn ask_with(
+        &self,
+        device: &DeviceRecord,
+        grant: &Grant,
+        now: i64,
+    ) -> Result<SessionOutcome, SessionError> {
+        let wish = NewSession { device, grant, client: "198.51.100.9".parse().unwrap() };
+        self.kit.store.request_session(&wish, at(now)).await
+    }
+
+    async fn ask(&self, device: &DeviceRecord, now: i64) -> Result<SessionOutcome, SessionError> {
+        self.ask_with(device, &self.grant().await, now).await
+    }
+
+    async fn granted(&self, device: &DeviceRecord, now: i64) -> SessionRow {
+        match self.ask(device, now).await.unwrap() {
+            SessionOutcome::Requested { session, .. } => *session,
+            other => panic!("expected a session, got {other:?}"),
+        }
+    }
+
+    async fn end(&self, session: &SessionRow) -> bool {
+        self.kit.store.end_session(session.id, &EndReason::broker("test"), at(90)).await.unwrap().is_some()
+    }
+}
+
+fn addresses(session: &SessionRow) -> Vec<String> {
+    session.addresses.iter().flat_map(|(_, list)| list.iter().map(IpAddr::to_string)).collect()
+}
+
+#[tokio::test]
+async fn a_user_has_one_session_and_a_device_its_addresses() {
+    let scene = Scene::new().await;
+    let first = scene.granted(&scene.laptop, 1).await;
+    assert_eq!(addresses(&first), ["100.96.0.2", "fd68:6f72:697a:6f6e::2"]);
+    match scene.ask(&scene.phone, 2).await.unwrap() {
+        SessionOutcome::Conflict { conflict, server } => {
+            assert_eq!(
+                (conflict.session, conflict.device_name.as_str(), server),
+                (first.id, "laptop", scene.server)
+            );
+        }
+        other => panic!("expected a conflict, got {other:?}"),
+    }
+    // The same device asks again: never a conflict.
+    match scene.ask(&scene.laptop, 3).await.unwrap() {
+        SessionOutcome::Requested { session, replaced } => {
+            assert_eq!(replaced.unwrap().session, first.id);
+            assert_ne!(session.secret.expose(), first.secret.expose());
+            assert_eq!(addresses(&session), addresses(&first));
+            assert!(scene.end(&session).await);
+            assert!(!scene.end(&session).await, "it has ended");
+        }
+        other => panic!("expected a session, got {other:?}"),
+    }
+    let phone = scene.granted(&scene.phone, 4).await;
+    assert_eq!(addresses(&phone), ["100.96.0.3", "fd68:6f72:697a:6f6e::3"], "the laptop's are kept for it");
+    assert!(scene.end(&phone).await);
+    assert_eq!(addresses(&scene.granted(&scene.laptop, 5).await), addresses(&first));
+}
+
+#[tokio::test]
+async fn the_database_itself_allows_one_access_session() {
+    let scene = Scene::new().await;
+    let first = scene.granted(&scene.laptop, 1).await;
+    let mut tx = scene.kit.store.begin().await.unwrap();
+    let copied = sqlx::query(
+        "INSERT INTO connections (connection_id, kind, server_id, device_id, key_id, user_uid, status, connection_type, \
+         connection_start, client_ip, allocated_resources, secret) SELECT 'copy', kind, server_id, device_id, key_id, \
+         user_uid, 'active', connection_type, connection_start, client_ip, allocated_resources, secret \
+         FROM connections WHERE connection_id = $1",
+    )
+    .bind(first.id.to_string())
+    .execute(&mut *tx)
+    .await;
+    assert!(copied.unwrap_err().as_database_error().unwrap().is_unique_violation());
+}
+
+#[tokio::test]
+async fn sessions_go_through_their_states() {
+    let scene = Scene::new().await;
+    let store = &scene.kit.store;
+    let session = scene.granted(&scene.laptop, 1).await;
+    let row = store.live_session(session.id).await.unwrap().unwrap();
+    assert_eq!((row.status, row.secret.expose()), (SessionStatus::Requested, session.secret.expose()));
+    assert_eq!(row.facts().addresses, session.addresses);
+    assert!(store.activate_session(session.id, at(2)).await.unwrap());
+    assert!(!store.activate_session(session.id, at(3)).await.unwrap());
+    let usage = |session, connected| SessionUsage {
+        session,
+        connected,
+        remote: None,
+        bytes_sent: 10,
+        bytes_received: 20,
+        rtt_micros: 30,
+    };
+    let stranger = horizon_model::SessionId(uuid::Uuid::from_u128(1));
+    let reported = [usage(session.id, true), usage(stranger, true)];
+    let noted = store.note_usage(scene.server, &reported, at(4)).await.unwrap();
+    assert_eq!((noted.known, noted.unknown), (1, 1));
+    let elsewhere = ServerId(uuid::Uuid::from_u128(2));
+    assert_eq!(store.note_usage(elsewhere, &reported, at(4)).await.unwrap().known, 0, "not its sessions");
+    assert!(store.idle_sessions(at(100)).await.unwrap().is_empty(), "it is connected");
+    store.note_usage(scene.server, &[usage(session.id, false)], at(5)).await.unwrap();
+    assert!(store.idle_sessions(at(5)).await.unwrap().is_empty());
+    assert_eq!(store.idle_sessions(at(6)).await.unwrap()[0].id, session.id);
+    assert_eq!(store.sessions_of_server(scene.server).await.unwrap().len(), 1);
+    assert_eq!(store.all_servers_with_sessions().await.unwrap(), [scene.server]);
+    assert_eq!(store.servers_with_sessions(&[scene.laptop.user], &[]).await.unwrap(), [scene.server]);
+    assert!(store.servers_with_sessions(&[], &[scene.phone.id]).await.unwrap().is_empty());
+    assert_eq!(store.live_sessions().await.unwrap(), [(session.id, scene.laptop.user, scene.server)]);
+    assert_eq!(store.session_of_user(scene.laptop.user).await.unwrap().unwrap().0.server_name, "berlin");
+    let reason =
+        EndReason { status: SessionStatus::Timeout, by: EndedBy::Broker, reason: "nobody used it".into() };
+    store.end_session(session.id, &reason, at(7)).await.unwrap().unwrap();
+    assert_eq!(store.session_end(session.id).await.unwrap().as_deref(), Some("nobody used it"));
+    assert!(store.live_session(session.id).await.unwrap().is_none());
+    let shown = &store.list_sessions(10).await.unwrap()[0];
+    assert_eq!((shown.status.as_str(), shown.ended_at, shown.bytes_received), ("timeout", Some(at(7)), 20));
+    assert_eq!(
+        (shown.user.as_str(), shown.device.as_str(), shown.server.as_str()),
+        ("ana", "laptop", "berlin")
+    );
+}
+
+#[tokio::test]
+async fn requests_that_nobody_waits_for_are_found() {
+    let scene = Scene::new().await;
+    let session = scene.granted(&scene.laptop, 1).await;
+    assert!(scene.kit.store.stale_requests(at(1)).await.unwrap().is_empty());
+    assert_eq!(scene.kit.store.stale_requests(at(2)).await.unwrap()[0].id, session.id);
+}
+
+#[tokio::test]
+async fn what_was_revoked_since_is_seen_in_the_transaction() {
+    let scene = Scene::new().await;
+    let grant = scene.grant().await;
+    let kit = &scene.kit;
+    let server = kit.server().await;
+    kit.store.distrust_server(server, "test", "because", at(2)).await.unwrap();
+    assert!(matches!(scene.ask_with(&scene.laptop, &grant, 3).await, Err(SessionError::Server(_))));
+    let scene = Scene::new().await;
+    let grant = scene.grant().await;
+    scene.kit.remove("PersonalKey", "ana-1").await;
+    assert!(matches!(scene.ask_with(&scene.laptop, &grant, 3).await, Err(SessionError::Device(_))));
+    let scene = Scene::new().await;
+    let grant = scene.grant().await;
+    scene.kit.remove("Server", "berlin").await;
+    assert!(matches!(scene.ask_with(&scene.laptop, &grant, 3).await, Err(SessionError::Server(_))));
+}
+
+#[tokio::test]
+async fn servers_and_ranges_can_be_full() {
+    let scene = Scene::new().await;
+    let kit = &scene.kit;
+    kit.put(SECOND_USER).await;
+    let key = horizon_model::KeyId(kit.uid("PersonalKey", "ben-1").await);
+    let secret = kit.store.issue_personal_secret(key, at(1)).await.unwrap().secret;
+    kit.store.enrol_device(key, &secret, PublicKey([3; 32]), &device_info("tablet"), at(1)).await.unwrap();
+    let tablet = kit.store.device_by_key(PublicKey([3; 32])).await.unwrap().unwrap();
+    let mut grant = scene.grant().await;
+    grant.max_sessions = 1;
+    // Two hosts, one of them the appliance's.
+    grant.networks[0].ranges = vec!["10.0.0.0/30".parse().unwrap()];
+    let SessionOutcome::Requested { session, .. } = scene.ask_with(&scene.laptop, &grant, 1).await.unwrap()
+    else {
+        panic!("no session")
+    };
+    assert_eq!(addresses(&session), ["10.0.0.2"]);
+    assert!(matches!(scene.ask_with(&tablet, &grant, 2).await, Err(SessionError::Full(1))));
+    grant.max_sessions = 9;
+    assert!(matches!(scene.ask_with(&tablet, &grant, 2).await, Err(SessionError::NoAddress(_))));
+    // Once the laptop is away its address may be given to another.
+    assert!(scene.end(&session).await);
+    let SessionOutcome::Requested { session, .. } = scene.ask_with(&tablet, &grant, 3).await.unwrap() else {
+        panic!("no session")
+    };
+    assert_eq!(addresses(&session), ["10.0.0.2"]);
+    assert_eq!(kit.store.addresses_in_use(NetworkId(1)).await.unwrap(), 0);
+}

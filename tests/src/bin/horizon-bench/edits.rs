@@ -21,11 +21,10 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     let second =
         "apiVersion = \"horizon.dev/v1alpha1\"\nkind = \"Server\"\nmetadata.name = \"bystander\"\n[spec]\n";
     std::fs::write(folder.path().join("bystander.toml"), second)?;
-    let options = WorldOptions {
-        resources: folder.path().to_owned(),
-        settings: "heartbeat = \"5m\"\n".to_owned(),
-        ..WorldOptions::default()
-    };
+    let calm = "apiVersion = \"horizon.dev/v1alpha1\"\nkind = \"SecurityPolicy\"\nmetadata.name = \"default\"\n\
+                [spec]\nheartbeatInterval = \"5m\"\n";
+    std::fs::write(folder.path().join("security.toml"), calm)?;
+    let options = WorldOptions { resources: folder.path().to_owned(), ..WorldOptions::default() };
     let mut world = World::start(Lab::new()?, bench.programs.clone(), &options)?;
     let mut bystander = Appliance::new(world.lab.public_host("bystander")?, &bench.programs);
     bystander.enroll(&world.controller.token("bystander")?)?;

@@ -45,9 +45,7 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
 fn start(controller: &mut Controller) -> Result<f64> {
     let begin = Instant::now();
     controller.spawn()?;
-    within(Duration::from_secs(120), "the controller is ready", || {
-        controller.is_ready().then_some(())
-    })?;
+    within(Duration::from_secs(120), "the controller is ready", || controller.is_ready().then_some(()))?;
     Ok(begin.elapsed().as_secs_f64())
 }
 

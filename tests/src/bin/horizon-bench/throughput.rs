@@ -43,7 +43,7 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
         }
     };
 
-    let (rounds, seconds) = if bench.quick { (1, 2) } else { (5, 6) };
+    let (rounds, seconds) = if bench.quick { (1, 2) } else { (3, 5) };
     for (streams, direction, load) in LOADS {
         let (mut own, mut link, mut other) = (Vec::new(), Vec::new(), Vec::new());
         // Interleaved, so that what the machine does meanwhile happens to all.
