@@ -14,7 +14,7 @@ export RUSTFLAGS="--cfg fuzzing -Ccodegen-units=1 -Cdebug-assertions -Coverflow-
  -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
  -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares"
 # With --target, build scripts and macros stay uninstrumented.
-cargo build --locked --release --target "$triple"
+cargo build --release --target "$triple"
 
 targets=("$@")
 [ $# -gt 0 ] || mapfile -t targets < <(basename -s .rs targets/*.rs | sort)

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use horizon_appliance_core::{Action, Backoff, Desired, HostAddress, Reachability, plan, teardown};
+use horizon_appliance_core::{Action, Backoff, Desired, HostAddress, Reachability, plan, shut, teardown};
 use horizon_hostnet::{Events, NetError};
 use horizon_model::{
     EntryId, EntryProblem, Factor, Incarnation, ProblemCode, PublicKey, SessionId, SessionUsage,
@@ -130,6 +130,8 @@ struct Agent {
     invalid: Vec<EntryProblem>,
     /// Entries that the system refused at the last attempt.
     refused: BTreeMap<EntryId, String>,
+    /// Why the newest state is not in force, or would not outlast a restart.
+    unkept: Option<EntryProblem>,
     keyset: Option<KeySet>,
     factors: Vec<Factor>,
     host_addresses: Vec<HostAddress>,
@@ -151,6 +153,8 @@ struct Agent {
     retry: Backoff,
     report_at: Option<Instant>,
     reported: report::Reported,
+    /// The session that the last report ended with.
+    last_reported: Option<SessionId>,
     violations: HashMap<(SessionId, ViolationKind), u64>,
     probes: Probes,
     controller: ControllerStatus,
@@ -224,6 +228,7 @@ impl Agent {
             desired: Desired::default(),
             invalid: Vec::new(),
             refused: BTreeMap::new(),
+            unkept: None,
             factors: Vec::new(),
             host_addresses: Vec::new(),
             advertised: Vec::new(),
@@ -239,6 +244,7 @@ impl Agent {
             retry: Backoff::new(LONGEST_SETTLE, SWEEP),
             report_at: None,
             reported: report::Reported::default(),
+            last_reported: None,
             violations: HashMap::new(),
             probes: Probes::default(),
             controller: ControllerStatus::default(),
@@ -328,18 +334,24 @@ impl Agent {
 
     /// Leads the host to what is desired. With `drift`, what there is to do was done by another hand.
     async fn reconcile(&mut self, drift: bool) {
-        let actions = match self.host.observe().await {
-            Ok(observed) => plan(&self.desired, &observed),
+        let observed = match self.host.observe().await {
+            Ok(observed) => observed,
             Err(error) => return self.refuse([(EntryId::tunnel(), error.to_string())].into()),
         };
+        let actions = plan(&self.desired, &observed);
         let mut refused = BTreeMap::new();
         for action in &actions {
-            match self.host.perform(action).await {
-                Ok(()) => tracing::info!(drift, "{action}"),
-                Err(error) => {
-                    tracing::debug!(%error, "could not {action}");
-                    refused.entry(action.entry()).or_insert_with(|| error.to_string());
+            let done = self.perform(action, drift, &mut refused).await;
+            if !done && matches!(action, Action::ApplyRuleset(_)) {
+                // Nothing is opened without the packet filter.
+                for action in shut(&actions, &observed) {
+                    self.perform(&action, drift, &mut refused).await;
                 }
+                for late in actions.iter().filter(|a| matches!(a, Action::UpsertSession(_))) {
+                    let waits = || "it waits for the packet filter".to_owned();
+                    refused.entry(late.entry()).or_insert_with(waits);
+                }
+                break;
             }
         }
         if actions.iter().any(|a| matches!(a, Action::UpsertSession(_))) {
@@ -358,6 +370,26 @@ impl Agent {
             self.last_repair = actions.first().map(ToString::to_string);
         }
         self.refuse(refused);
+    }
+
+    /// Takes one step, and notes when it was refused.
+    async fn perform(
+        &mut self,
+        action: &Action,
+        drift: bool,
+        refused: &mut BTreeMap<EntryId, String>,
+    ) -> bool {
+        match self.host.perform(action).await {
+            Ok(()) => {
+                tracing::info!(drift, "{action}");
+                true
+            }
+            Err(error) => {
+                tracing::debug!(%error, "could not {action}");
+                refused.entry(action.entry()).or_insert_with(|| error.to_string());
+                false
+            }
+        }
     }
 
     /// Remembers what the system refused, tells it once, and has it tried again.
@@ -397,7 +429,7 @@ impl Agent {
         tracing::info!("stopping: leaving the host as it was found");
         self.host.doubt_table();
         let actions = match self.host.observe().await {
-            Ok(observed) => teardown(&observed, &self.host.originals().clone()),
+            Ok(observed) => teardown(&observed),
             Err(error) => {
                 tracing::error!(%error, "cannot look at the host; only closing the tunnel");
                 Vec::new()
@@ -424,7 +456,7 @@ impl Agent {
             code: ProblemCode::System,
             message: message.clone(),
         });
-        self.invalid.iter().cloned().chain(refused).collect()
+        self.unkept.iter().chain(&self.invalid).cloned().chain(refused).collect()
     }
 
     fn status(&self) -> Status {

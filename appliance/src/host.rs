@@ -16,7 +16,7 @@ use horizon_hostnet::{
 use horizon_model::{NetworkId, SessionEntry, SessionId};
 use horizon_tunnel::{
     Delivery, Identity, NetworkConfig, RulesError, Snapshot, StartError, Stopped, TunDevice, TunError,
-    Tunnel, TunnelConfig, UpsertError,
+    Tunnel, TunnelConfig, TunnelLimits, UpsertError,
 };
 use ipnet::IpNet;
 use thiserror::Error;
@@ -32,6 +32,8 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// The kernel's metric for the routes of IPv6 addresses.
 const IPV6_ADDRESS_METRIC: u32 = 256;
 const ENDED: &str = "ended by the controller";
+/// The most sessions of a tunnel, somewhat above the highest limit that a Server can declare.
+const MAX_SESSIONS: usize = 10_240;
 
 /// Why a look or a step failed.
 #[derive(Debug, Error)]
@@ -138,11 +140,6 @@ impl Host {
         &self.net
     }
 
-    /// Kernel settings as they were found.
-    pub(crate) fn originals(&self) -> &BTreeMap<String, String> {
-        &self.originals.settings
-    }
-
     /// Has the packet filter looked at again by the next [`Host::observe`].
     pub(crate) fn doubt_table(&mut self) {
         self.table_stale = true;
@@ -180,14 +177,20 @@ impl Host {
     /// Looks at everything that the plan speaks of.
     pub(crate) async fn observe(&mut self) -> Result<Observed, HostError> {
         if self.table_stale {
-            self.table = match self.nft.table(TABLE_FAMILY, TABLE_NAME).await? {
-                None => Table::Absent,
-                Some(now) => match &self.applied {
+            let listing = self.nft.table(TABLE_FAMILY, TABLE_NAME).await;
+            self.table_stale = listing.is_err();
+            self.table = match listing {
+                Ok(None) => Table::Absent,
+                Ok(Some(now)) => match &self.applied {
                     Some((ruleset, then)) if *then == now => Table::Holds(ruleset.clone()),
                     _ => Table::Changed,
                 },
+                // What cannot be seen is not relied on; the attempt to replace it says why. What is to end still ends.
+                Err(error) => {
+                    tracing::warn!(%error, "cannot look at the packet filter");
+                    Table::Changed
+                }
             };
-            self.table_stale = false;
         }
         let tun = self.observe_tun().await?;
         let open = self.open.as_ref();
@@ -195,6 +198,7 @@ impl Host {
             tun,
             table: self.table.clone(),
             settings: self.observe_settings(),
+            originals: self.originals.settings.clone(),
             listening: open.map(|o| o.port),
             networks: open.map(|o| o.networks.clone()).unwrap_or_default(),
             sessions: open.map(|o| o.sessions.clone()).unwrap_or_default(),
@@ -299,6 +303,7 @@ impl Host {
         let config = TunnelConfig {
             listen: (Ipv6Addr::UNSPECIFIED, port).into(),
             fwmark: self.fwmark,
+            limits: TunnelLimits { sessions: MAX_SESSIONS, ..TunnelLimits::default() },
             ..TunnelConfig::new(self.identity.clone())
         };
         let tunnel = Tunnel::start(config, Box::new(move |event| signals.take(event)))?;

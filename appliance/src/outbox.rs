@@ -9,8 +9,8 @@ use horizon_wire::{
 };
 use tokio::sync::Notify;
 
-/// The most violations that are kept apart.
-const MAX_VIOLATIONS: usize = convert::MAX_LIST;
+/// The most violations that are kept apart, and that one report carries.
+pub(crate) const MAX_VIOLATIONS: usize = 512;
 /// The most answers to dial-back probes that wait.
 const MAX_SEEN: usize = 16;
 

@@ -3,7 +3,6 @@
 use std::{
     fs, io,
     net::SocketAddr,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,6 +10,10 @@ use std::{
 use horizon_model::{Digest, EntryProblem, Incarnation, PublicKey, ServerId, SessionId};
 use ipnet::IpNet;
 use jiff::Timestamp;
+use rustix::{
+    fs::Mode,
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
+};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::{
@@ -21,6 +24,8 @@ use tokio::{
 
 /// The socket's name in the state directory.
 pub const SOCKET: &str = "appliance.sock";
+/// How many askers wait to be taken.
+const BACKLOG: i32 = 16;
 const MAX_BYTES: u64 = 16 * 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -162,9 +167,17 @@ pub(crate) fn listen(dir: &Path) -> Result<UnixListener, StatusError> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
         _ => {}
     }
-    let listener = UnixListener::bind(&path).map_err(failed)?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(listener)
+    bind(&path).map_err(failed)
+}
+
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // Linux gives the file the mode of the socket, so that it is never there with a wider one.
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    UnixListener::from_std(socket.into())
 }
 
 /// Tells one asker.
@@ -193,4 +206,20 @@ pub async fn ask(dir: &Path) -> Result<Status, StatusError> {
     let read = timeout(PATIENCE, stream.read_to_end(&mut text));
     read.await.map_err(|_| failed(io::ErrorKind::TimedOut.into()))?.map_err(failed)?;
     serde_json::from_slice(&text).map_err(|_| StatusError::Unreadable)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_is_its_owners_and_takes_the_place_of_a_left_one() {
+        let dir = tempfile::tempdir().unwrap();
+        for _ in 0..2 {
+            drop(listen(dir.path()).unwrap());
+            assert_eq!(fs::metadata(dir.path().join(SOCKET)).unwrap().mode() & 0o777, 0o600);
+        }
+    }
 }

@@ -57,6 +57,16 @@ pub enum StoreError {
     /// Others could put files of theirs into the directory.
     #[error("{0} can be changed by others; run: chmod 700 {0}")]
     Exposed(PathBuf),
+    /// It is another user's.
+    #[error("{path} belongs to the user with id {owner}; run this as that user, or: chown -R {user} {path}")]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who runs this process.
+        user: u32,
+    },
     /// Another process works with the directory.
     #[error(
         "another horizon-appliance works in {0}; stop it first (systemctl stop horizon-appliance), or use another --state-dir"
@@ -125,6 +135,10 @@ impl Store {
         let metadata = fs::metadata(dir).map_err(|e| failed("open", dir, e))?;
         if metadata.mode() & 0o022 != 0 {
             return Err(StoreError::Exposed(dir.to_owned()));
+        }
+        let (owner, user) = (metadata.uid(), rustix::process::geteuid().as_raw());
+        if owner != user {
+            return Err(StoreError::Foreign { path: dir.to_owned(), owner, user });
         }
         Ok(Self { dir: dir.to_owned() })
     }
@@ -275,8 +289,12 @@ impl Store {
         let path = self.dir.join(name);
         let new = self.dir.join(format!("{name}.new"));
         let written = || -> io::Result<()> {
-            let mut options = OpenOptions::new();
-            let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&new)?;
+            // What a crash or somebody else left there may have another mode, or be a link.
+            match fs::remove_file(&new) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+            let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&new)?;
             file.write_all(bytes)?;
             file.sync_all()?;
             fs::rename(&new, &path)?;

@@ -57,10 +57,14 @@ fn a_crash_while_writing_leaves_the_old_file() {
     let (_dir, store) = store();
     let server = ServerId(Uuid::from_u128(1));
     store.set_state(server, &numbered(4)).unwrap();
-    fs::write(store.dir().join("state.new"), b"half").unwrap();
+    let left = store.dir().join("state.new");
+    fs::write(&left, b"half").unwrap();
+    fs::set_permissions(&left, fs::Permissions::from_mode(0o644)).unwrap();
     assert_eq!(store.state(server).unwrap(), numbered(4));
     store.set_state(server, &numbered(5)).unwrap();
     assert_eq!(store.state(server).unwrap(), numbered(5));
+    let mode = fs::metadata(store.dir().join(STATE)).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "what was left does not decide who may read");
 }
 
 #[test]
@@ -86,6 +90,15 @@ fn one_process_at_a_time_and_no_others_hands() {
     store.lock().unwrap();
     fs::set_permissions(store.dir(), fs::Permissions::from_mode(0o777)).unwrap();
     assert!(matches!(Store::open(store.dir()), Err(StoreError::Exposed(_))));
+    // A directory of the system's is root's; of a test that root runs, another's.
+    if rustix::process::geteuid().is_root() {
+        fs::set_permissions(store.dir(), fs::Permissions::from_mode(0o700)).unwrap();
+        if std::os::unix::fs::chown(store.dir(), Some(65_534), None).is_ok() {
+            assert!(matches!(Store::open(store.dir()), Err(StoreError::Foreign { owner: 65_534, .. })));
+        }
+    } else {
+        assert!(matches!(Store::existing(Path::new("/usr")), Err(StoreError::Foreign { owner: 0, .. })));
+    }
 }
 
 #[test]

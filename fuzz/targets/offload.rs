@@ -15,8 +15,8 @@ fuzz_target!(|data: &[u8]| {
     for at in (0..data.len()).step_by(64) {
         if let Ok(packet) = Packet::parse(&data[at..]) {
             let bytes = Bytes::copy_from_slice(&data[at..]);
-            joined.push(bytes.clone(), &packet, at % 128 == 0, &mut |_| {});
-            plain.push(bytes, &packet, true, &mut |_| {});
+            joined.push(&bytes, &packet, at % 128 == 0, &mut |_| {});
+            plain.push(&bytes, &packet, true, &mut |_| {});
         }
     }
     joined.flush(&mut |_| {});
@@ -30,7 +30,7 @@ fuzz_target!(|data: &[u8]| {
         let (header, at) = DatagramHeader::parse(&datagram).expect("our own datagrams can be read");
         // A header that points its checksum at the addresses makes another packet; the far end judges that one.
         let Ok(packet) = Packet::parse(&datagram[at..]) else { return };
-        coalescer.push(datagram.slice(at..), &packet, header.partial_checksum, &mut |_| {});
+        coalescer.push(&datagram.slice(at..), &packet, header.partial_checksum, &mut |_| {});
     });
     coalescer.flush(&mut |_| {});
 });

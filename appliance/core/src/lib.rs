@@ -20,6 +20,6 @@ pub use beats::{AckError, Beats, Secrets};
 pub use desired::{DEFAULT_HEARTBEAT_SECONDS, Desired, DesiredTunnel, resolve};
 pub use identity::{Disk, Facts, NetworkCard, describe, is_own_or_passing};
 pub use observed::{Observed, Table, Tun};
-pub use plan::{plan, teardown};
+pub use plan::{plan, shut, teardown};
 pub use reach::Reachability;
 pub use ruleset::{Ruleset, TABLE_FAMILY, TABLE_NAME};

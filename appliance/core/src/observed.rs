@@ -16,6 +16,8 @@ pub struct Observed {
     pub table: Table,
     /// Kernel settings by their names under `/proc/sys`, with slashes. What the kernel lacks is absent.
     pub settings: BTreeMap<String, String>,
+    /// Kernel settings that were changed, as they were before the first change.
+    pub originals: BTreeMap<String, String>,
     /// The UDP port that the tunnel listens on.
     pub listening: Option<u16>,
     /// Virtual networks that the tunnel knows.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use horizon_model::NetworkId;
 use ipnet::IpNet;
 
-use crate::{Action, Desired, DesiredTunnel, Observed, Table, Tun};
+use crate::{Action, Desired, DesiredTunnel, Observed, Ruleset, Table, Tun};
 
 const FORWARD_V4: &str = "net/ipv4/ip_forward";
 const FORWARD_V6: &str = "net/ipv6/conf/all/forwarding";
@@ -13,7 +13,7 @@ const FORWARD_V6: &str = "net/ipv6/conf/all/forwarding";
 /// The actions that lead from `observed` to `desired`, in order: what ends access comes first, the packet filter stands
 /// before the device is up and before the kernel forwards, and sessions are admitted last. Empty when all is reached.
 pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
-    let Some(tunnel) = &desired.tunnel else { return leave(observed) };
+    let Some(tunnel) = &desired.tunnel else { return teardown(observed) };
     let mut actions = Vec::new();
     let rebind = observed.listening != Some(tunnel.port);
     if rebind {
@@ -24,8 +24,9 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
         let gone = observed.networks.difference(&desired.networks);
         actions.extend(gone.map(|id| Action::RemoveNetwork(*id)));
     }
-    if observed.table != Table::Holds(tunnel.ruleset.clone()) {
-        actions.push(Action::ApplyRuleset(tunnel.ruleset.clone()));
+    let filter = filter(tunnel, observed);
+    if observed.table != Table::Holds(filter.clone()) {
+        actions.push(Action::ApplyRuleset(filter));
     }
     // The device goes with the socket that is closed.
     let tun = if rebind && observed.tun != Tun::Foreign { &Tun::Absent } else { &observed.tun };
@@ -41,27 +42,58 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
     actions
 }
 
-/// The actions that leave the host as it was found: `originals` are kernel settings as they were before the first change.
-pub fn teardown(observed: &Observed, originals: &BTreeMap<String, String>) -> Vec<Action> {
-    let mut actions = leave(observed);
-    // Forwarding goes back first: while it is on, links need their adjusted router advertisement settings.
-    let restore =
-        |(name, value): (&String, &String)| Action::Restore { name: name.clone(), value: value.clone() };
-    let (forwarding, others): (Vec<_>, Vec<_>) =
-        originals.iter().partition(|(name, _)| [FORWARD_V4, FORWARD_V6].contains(&name.as_str()));
-    actions.extend(forwarding.into_iter().chain(others).map(restore));
+/// What takes the place of the rest of a plan when the packet filter could not be put up: sessions that were to change
+/// end, and where no filter is known to stand, the device goes and the kernel forwards no more than it did before.
+pub fn shut(planned: &[Action], observed: &Observed) -> Vec<Action> {
+    let mut actions = Vec::new();
+    // Sessions and device went with a tunnel that was closed.
+    if !planned.iter().any(|a| matches!(a, Action::Listen(_))) {
+        actions.extend(planned.iter().filter_map(|action| match action {
+            Action::UpsertSession(session) if observed.sessions.contains_key(&session.id) => {
+                Some(Action::RemoveSession(session.id))
+            }
+            _ => None,
+        }));
+        if matches!((&observed.table, &observed.tun), (Table::Absent | Table::Changed, Tun::Present { .. })) {
+            actions.push(Action::RemoveTun);
+        }
+    }
+    if !matches!(observed.table, Table::Holds(_)) {
+        actions.extend(restored(observed));
+    }
     actions
 }
 
-fn leave(observed: &Observed) -> Vec<Action> {
+/// The actions that leave the host as it was found. The packet filter goes last: it keeps links apart for as long as the
+/// kernel forwards.
+pub fn teardown(observed: &Observed) -> Vec<Action> {
     let mut actions = Vec::new();
     if observed.listening.is_some() {
         actions.push(Action::StopListening);
     }
+    actions.extend(restored(observed));
     if observed.table != Table::Absent {
         actions.push(Action::RemoveRuleset);
     }
     actions
+}
+
+/// Forwarding goes back first: while it is on, links need their adjusted router advertisement settings.
+fn restored(observed: &Observed) -> impl Iterator<Item = Action> {
+    let restore =
+        |(name, value): (&String, &String)| Action::Restore { name: name.clone(), value: value.clone() };
+    let (forwarding, others): (Vec<_>, Vec<_>) =
+        observed.originals.iter().partition(|(name, _)| [FORWARD_V4, FORWARD_V6].contains(&name.as_str()));
+    forwarding.into_iter().chain(others).map(restore)
+}
+
+/// The packet filter. A host that was no router before is made one for the tunnel only.
+fn filter(tunnel: &DesiredTunnel, observed: &Observed) -> Ruleset {
+    let was_off = |name: &str| match observed.originals.get(name) {
+        Some(former) => former == "0",
+        None => tunnel.ruleset.forwards() && observed.settings.get(name).is_some_and(|v| v == "0"),
+    };
+    tunnel.ruleset.clone().keep_apart(was_off(FORWARD_V4), was_off(FORWARD_V6))
 }
 
 fn device(tunnel: &DesiredTunnel, tun: &Tun, actions: &mut Vec<Action>) {

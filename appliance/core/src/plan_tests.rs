@@ -9,7 +9,6 @@ use crate::Ruleset;
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Host {
     observed: Observed,
-    originals: BTreeMap<String, String>,
 }
 
 impl Host {
@@ -21,7 +20,7 @@ impl Host {
             ("net/ipv6/conf/eth1/accept_ra", "0"),
         ];
         let settings = settings.map(|(n, v)| (n.to_owned(), v.to_owned())).into();
-        Self { observed: Observed { settings, ..Observed::default() }, originals: BTreeMap::new() }
+        Self { observed: Observed { settings, ..Observed::default() } }
     }
 
     fn perform(&mut self, action: Action) {
@@ -50,11 +49,11 @@ impl Host {
             }
             Action::Set { name, value } => {
                 let former = o.settings.insert(name.clone(), value).expect("a setting that the kernel has");
-                self.originals.entry(name).or_insert(former);
+                o.originals.entry(name).or_insert(former);
             }
             Action::Restore { name, value } => {
                 o.settings.insert(name.clone(), value);
-                self.originals.remove(&name);
+                o.originals.remove(&name);
             }
             change => self.device(&change),
         }
@@ -192,7 +191,7 @@ proptest! {
                 prop_assert_eq!(plan(desired, &host.observed), vec![]);
             }
         }
-        for action in teardown(&host.observed, &host.originals.clone()) {
+        for action in teardown(&host.observed) {
             host.perform(action);
         }
         prop_assert_eq!(host, Host::found());
@@ -243,12 +242,62 @@ fn settings_that_were_right_are_not_remembered_as_changed() {
     let mut host = Host::found();
     host.observed.settings.insert(FORWARD_V4.into(), "1".into());
     host.reach(&full());
-    assert!(!host.originals.contains_key(FORWARD_V4));
-    let back = lines(&teardown(&host.observed, &host.originals));
+    assert!(!host.observed.originals.contains_key(FORWARD_V4));
+    let back = lines(&teardown(&host.observed));
     assert_eq!(
-        back[back.len() - 2..],
-        ["set net/ipv6/conf/all/forwarding back to 0", "set net/ipv6/conf/eth0/accept_ra back to 1",]
+        back,
+        [
+            "close the tunnel",
+            "set net/ipv6/conf/all/forwarding back to 0",
+            "set net/ipv6/conf/eth0/accept_ra back to 1",
+            "remove the nftables rule set",
+        ]
     );
+}
+
+#[test]
+fn a_host_that_was_no_router_becomes_one_for_the_tunnel_only() {
+    let mut host = Host::found();
+    host.observed.settings.insert(FORWARD_V4.into(), "1".into());
+    let filter = |host: &Host| match &host.observed.table {
+        Table::Holds(ruleset) => ruleset.script(),
+        other => panic!("{other:?}"),
+    };
+    host.reach(&full());
+    assert!(!filter(&host).contains("nfproto ipv4 drop") && filter(&host).contains("nfproto ipv6 drop"));
+    // The kernel goes on to forward when nothing of it is for the tunnel any more, and so does the filter.
+    let mut closed = full();
+    closed.tunnel.as_mut().unwrap().ruleset = Ruleset::closed("hzn0");
+    host.reach(&closed);
+    assert!(filter(&host).contains("nfproto ipv6 drop"));
+    host.reach(&Desired::default());
+    assert_eq!((&host.observed.table, &host.observed.settings[FORWARD_V6][..]), (&Table::Absent, "0"));
+}
+
+#[test]
+fn without_a_filter_what_is_open_is_shut() {
+    let mut host = Host::found();
+    host.reach(&full());
+    let mut other = full();
+    other.tunnel.as_mut().unwrap().ruleset = Ruleset::closed("hzn0");
+    other.sessions = [session(1, 2), session(2, 1)].map(|s| (s.id, s)).into();
+    // The filter of before stands: only what would have changed ends.
+    let planned = plan(&other, &host.observed);
+    assert_eq!(lines(&shut(&planned, &host.observed)), ["end session 00000000-0000-0000-0000-000000000001"]);
+    host.observed.table = Table::Changed;
+    let planned = plan(&full(), &host.observed);
+    let expected = [
+        "remove the TUN device",
+        "set net/ipv4/ip_forward back to 0",
+        "set net/ipv6/conf/all/forwarding back to 0",
+        "set net/ipv6/conf/eth0/accept_ra back to 1",
+    ];
+    assert_eq!(lines(&shut(&planned, &host.observed)), expected);
+    for action in shut(&planned, &host.observed) {
+        host.perform(action);
+    }
+    assert!(shut(&plan(&full(), &host.observed), &host.observed).is_empty());
+    assert!(shut(&plan(&full(), &Host::found().observed), &Host::found().observed).is_empty());
 }
 
 #[test]
@@ -256,5 +305,5 @@ fn a_foreign_link_of_the_name_is_not_removed() {
     let mut host = Host::found();
     host.observed.tun = Tun::Foreign;
     assert!(!plan(&full(), &host.observed).contains(&Action::RemoveTun));
-    assert!(teardown(&host.observed, &BTreeMap::new()).is_empty());
+    assert!(teardown(&host.observed).is_empty());
 }

@@ -8,6 +8,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub const TABLE_FAMILY: &str = "inet";
 /// The name of the appliance's table. Nothing outside it is touched.
 pub const TABLE_NAME: &str = "horizon";
+/// Links of containers and virtual machines on this host. Who runs them relies on forwarding whoever switched it on.
+const GUESTS: [&str; 9] = ["docker", "podman", "br-", "virbr", "cni", "flannel", "cali", "lxc", "lxd"];
 
 /// What the table says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,13 +20,14 @@ pub struct Ruleset {
     inbound: Vec<IpNet>,
     masquerade: bool,
     forward: bool,
+    apart: [bool; 2],
 }
 
 impl Ruleset {
     /// Nothing is forwarded from or to the tunnel.
     pub fn closed(tun: &str) -> Self {
         let (v4, v6, inbound) = Default::default();
-        Self { tun: tun.to_owned(), v4, v6, inbound, masquerade: false, forward: false }
+        Self { tun: tun.to_owned(), v4, v6, inbound, masquerade: false, forward: false, apart: [false; 2] }
     }
 
     /// What comes from the tunnel under an address of `ranges` is forwarded, under the host's own address if
@@ -47,6 +50,15 @@ impl Ruleset {
         self.inbound.extend(addresses);
         self.inbound.sort();
         self.inbound.dedup();
+    }
+
+    /// Keeps the host's other links apart for IPv4, for IPv6: what the kernel did not forward before the tunnel needed it
+    /// to, it does not forward now either. Guests of the host, ports that another program publishes (destination
+    /// address translation) and answers are left alone.
+    #[must_use]
+    pub fn keep_apart(mut self, v4: bool, v6: bool) -> Self {
+        self.apart = [v4, v6];
+        self
     }
 
     /// Whether the kernel has to forward packets.
@@ -86,6 +98,7 @@ impl Ruleset {
                 );
             }
         }
+        let between = self.between();
         let table = format!("{TABLE_FAMILY} {TABLE_NAME}");
         format!(
             "table {table}\n\
@@ -96,9 +109,10 @@ impl Ruleset {
              \x20   oifname \"{tun}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu\n\
              \x20   iifname \"{tun}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu\n\
              \x20 }}\n\
+             {between}\
              \x20 chain forward {{\n\
              \x20   type filter hook forward priority filter; policy accept;\n\
-             \x20   iifname != \"{tun}\" oifname != \"{tun}\" return\n\
+             \x20   iifname != \"{tun}\" oifname != \"{tun}\" goto between\n\
              \x20   ct state invalid drop\n\
              \x20   oifname \"{tun}\" ct state established,related accept\n\
              {forward}\
@@ -110,6 +124,28 @@ impl Ruleset {
              \x20 }}\n\
              }}\n"
         )
+    }
+
+    /// The chain for what is neither from nor to the tunnel. At its end, the kernel goes on as if this table were not
+    /// there.
+    fn between(&self) -> String {
+        let mut chain = "  chain between {\n".to_owned();
+        if self.apart.contains(&true) {
+            let guests: Vec<_> = GUESTS.iter().map(|name| format!("\"{name}*\"")).collect();
+            // Between the ports of one bridge, packets come by where bridges are made to ask (br_netfilter).
+            let _ = write!(
+                chain,
+                "    ct state established,related return\n    ct status dnat return\n    \
+                 iifname {{ {} }} return\n    meta iifkind \"bridge\" meta oifkind \"bridge\" return\n",
+                guests.join(", ")
+            );
+        }
+        for (apart, family) in self.apart.iter().zip(["ipv4", "ipv6"]) {
+            if *apart {
+                let _ = writeln!(chain, "    meta nfproto {family} drop");
+            }
+        }
+        chain + "  }\n"
     }
 }
 
@@ -139,6 +175,17 @@ mod tests {
         assert!(
             ruleset.script().contains("iifname != \"hzn0\" oifname \"hzn0\" ip daddr 10.64.0.9/32 accept")
         );
+    }
+
+    #[test]
+    fn links_are_kept_apart_where_the_kernel_did_so_before() {
+        let script = |v4, v6| Ruleset::open("hzn0", &ranges(), true).keep_apart(v4, v6).script();
+        let families = |script: &str| ["ipv4", "ipv6"].map(|f| script.contains(&format!("nfproto {f} drop")));
+        for apart in [[false, false], [true, false], [false, true], [true, true]] {
+            assert_eq!(families(&script(apart[0], apart[1])), apart);
+        }
+        assert!(script(true, true).contains("iifname { \"docker*\", \"podman*\", \"br-*\""));
+        assert!(script(false, false).contains("chain between {\n  }"), "the host's own business");
     }
 
     #[test]

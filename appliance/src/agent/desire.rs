@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use horizon_appliance_core::{advertised, describe, resolve};
+use horizon_model::{EntryId, EntryProblem, ProblemCode};
 use horizon_wire::{
     envelope::{self, Context, EnvelopeError},
     proto::{self, KeyUse},
@@ -17,7 +18,6 @@ use crate::{
     facts,
     link::{self, Heard},
     status::ControllerStatus,
-    store::StoreError,
 };
 
 /// Why a state was not taken. The one in force stays.
@@ -27,8 +27,6 @@ pub(super) enum StateError {
     Envelope(#[from] EnvelopeError),
     #[error(transparent)]
     Delta(#[from] DeltaError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
     #[error("there is no KeySet that could vouch for it")]
     NoKeySet,
 }
@@ -81,6 +79,12 @@ impl Agent {
         match self.check_state(envelope) {
             Ok(numbered) => {
                 tracing::info!(epoch = numbered.epoch, generation = numbered.generation, "new state");
+                // What cannot be kept is in force all the same: a session that is to end does not wait for free space.
+                let kept = self.store.set_state(self.enrolment.server_id, &numbered);
+                self.unkept = kept.err().map(|error| {
+                    tracing::error!(%error, "after a restart, an older state is in force until a controller answers");
+                    of_the_state(ProblemCode::System, error.to_string())
+                });
                 self.numbered = numbered;
                 self.take_up();
                 self.reconcile(false).await;
@@ -98,20 +102,22 @@ impl Agent {
                     // The key may be newer than the KeySet that is held.
                     self.outbox.reconnect();
                 }
-                self.controller.refused = Some(format!("a state was refused: {error}"));
+                let message = format!("a state was refused: {error}");
+                self.controller.refused = Some(message.clone());
+                // The controller learns that what it sent is not in force, and why.
+                self.unkept = Some(of_the_state(ProblemCode::Invalid, message));
+                self.report(true);
             }
         }
     }
 
-    /// The state that a signed message leads to, once it is on disk.
+    /// The state that a signed message leads to.
     fn check_state(&self, envelope: &proto::Envelope) -> Result<Numbered, StateError> {
         let keyset = self.keyset.as_ref().ok_or(StateError::NoKeySet)?;
         // A machine whose clock starts in the past must still find its way: a KeySet is valid when it was issued.
         let now = link::unix_millis().max(keyset.issued);
         let payload = envelope::open(Context::State, envelope, |key| keyset.allows(KeyUse::State, key, now))?;
-        let numbered = state::apply(&self.numbered, self.enrolment.server_id, payload)?;
-        self.store.set_state(self.enrolment.server_id, &numbered)?;
-        Ok(numbered)
+        Ok(state::apply(&self.numbered, self.enrolment.server_id, payload)?)
     }
 
     /// Makes the state that is held the desired one.
@@ -165,6 +171,12 @@ impl Agent {
             tracing::warn!(%error, "cannot keep the server's new name");
         }
     }
+}
+
+/// A problem of the state as a whole.
+fn of_the_state(code: ProblemCode, message: String) -> EntryProblem {
+    let entry = EntryId::new("state").unwrap_or_else(|_| EntryId::settings());
+    EntryProblem { entry, code, message }
 }
 
 /// The address as the controller sees it, with or without a port.

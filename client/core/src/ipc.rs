@@ -4,7 +4,8 @@
 //! any number of `{"progress": …}` lines and exactly one last line, `{"done": …}` or `{"failed": …}`; then the next
 //! request may follow. Every line ends with `\n` and has at most [`MAX_LINE`] bytes with it. Front ends ignore fields
 //! they do not know; the service refuses requests it does not know with a `failed` line that says so. A line that is too
-//! long or no JSON ends the connection after its `failed` line.
+//! long or no JSON ends the connection after its `failed` line. A front end that closes its side while its `connect` is
+//! under way gives it up.
 //!
 //! ```text
 //! > {"request":"connect","server":"paris-1"}
@@ -182,6 +183,11 @@ impl Lines {
     /// Takes bytes as they came. Call [`read`](Self::read) until it has nothing before pushing more.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Whether there is enough to read before more may be pushed.
+    pub fn is_full(&self) -> bool {
+        self.buffer.len() >= self.limit
     }
 
     /// The next whole line; `None` when more bytes are needed. An error is final for the stream.

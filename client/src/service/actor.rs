@@ -10,7 +10,7 @@ use std::{
 
 use horizon_client_core::{
     failure::{Failure, FailureKind},
-    ipc::{KeyText, Message, Progress, Reply, Request, ServerView},
+    ipc::{KeyText, Message, Progress, Reply, Request},
     session::{Answer, Effect, Event, Machine, Path, Phase, Wish},
     status::{DeviceView, SessionView, Status},
 };
@@ -18,15 +18,15 @@ use horizon_model::{PublicKey, SessionId, Ticket};
 use horizon_tunnel::TunnelHandle;
 use horizon_wire::{
     convert,
-    envelope::{self, Context},
-    keyset::KeySet,
-    proto::{self, KeyUse, from_controller, to_controller},
+    keyset::Anchor,
+    proto::{self, from_controller, to_controller},
     token::PersonalKey,
 };
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 
 use super::{
+    answers::{measure, open_ticket, server_views, unreadable},
     data::{PathState, session_id},
     device,
     link::{Link, LinkEvent},
@@ -35,8 +35,6 @@ use super::{
     worker::{Done, Job},
 };
 
-/// The most servers of a list.
-const MAX_SERVERS: usize = 10_000;
 /// The most front ends that wait for one session.
 const MAX_WAITERS: usize = 64;
 
@@ -63,8 +61,16 @@ pub(super) struct Outputs {
 }
 
 enum Internal {
-    Answered { attempt: u64, answer: Result<Box<Granted>, Answer> },
-    Enrolled { result: Result<Enrolment, Failure>, to: mpsc::Sender<Message> },
+    Answered {
+        attempt: u64,
+        answer: Result<Box<Granted>, Answer>,
+    },
+    Enrolled {
+        result: Result<Enrolment, Failure>,
+        to: mpsc::Sender<Message>,
+    },
+    /// A front end that waited for a connection went away.
+    Abandoned,
 }
 
 struct Granted {
@@ -130,7 +136,7 @@ impl Actor {
     /// Takes up the session that a former run kept, if it is one of this device.
     pub(super) fn resume(&mut self, envelope: &proto::Envelope) {
         let anchor = self.enrolment.as_ref().and_then(Enrolment::anchor);
-        let Some(horizon_wire::keyset::Anchor::KeySet(keyset)) = anchor else { return };
+        let Some(Anchor::KeySet(keyset)) = anchor else { return };
         match open_ticket(envelope, &keyset, &self.key, None) {
             Ok(ticket) => {
                 tracing::info!(server = %ticket.server_name, session = %ticket.session, "taking up the session of a former run");
@@ -312,6 +318,14 @@ impl Actor {
                 };
                 self.machine.handle_answer(Instant::now(), attempt, answer);
             }
+            Internal::Abandoned => {
+                let phase = self.machine.phase();
+                let unfinished = matches!(phase, Phase::Requesting | Phase::Connecting);
+                if unfinished && self.waiters.iter().all(|w| w.to.is_closed()) {
+                    tracing::info!("nobody waits for the connection any more");
+                    self.machine.handle_disconnect();
+                }
+            }
             Internal::Enrolled { result, to } => {
                 self.machine.handle_enrolled();
                 let message = match result {
@@ -395,7 +409,17 @@ impl Actor {
             Ok(()) if wanted.contains(&self.machine.phase()) && !self.machine.is_switching() => {
                 self.report_status(to);
             }
-            Ok(()) if self.waiters.len() < MAX_WAITERS => self.waiters.push(Waiter { connecting, to }),
+            Ok(()) if self.waiters.len() < MAX_WAITERS => {
+                if connecting {
+                    let (inner, waiting) = (self.inner.clone(), to.clone());
+                    tokio::spawn(async move {
+                        waiting.closed().await;
+                        // Nobody listens any more only when the service ends.
+                        let _ = inner.send(Internal::Abandoned).await;
+                    });
+                }
+                self.waiters.push(Waiter { connecting, to });
+            }
             Ok(()) => send(&to, Message::Failed(Failure::failed("too many commands wait already", ""))),
         }
     }
@@ -505,65 +529,6 @@ fn send(to: &mpsc::Sender<Message>, message: Message) {
             let _ = to.send(message).await;
         });
     }
-}
-
-fn measure(session: &mut SessionView, found: &horizon_tunnel::SessionSnapshot) {
-    use horizon_tunnel::DropReason as R;
-    session.bytes_sent = found.counters.bytes_to_peer;
-    session.bytes_received = found.counters.bytes_from_peer;
-    session.rtt_micros = found.path.map(|p| u64::try_from(p.rtt.as_micros()).unwrap_or(u64::MAX));
-    let theirs = [R::Malformed, R::WrongNetwork, R::SpoofedSource, R::Forbidden, R::Unsolicited];
-    session.violations = theirs
-        .into_iter()
-        .map(|reason| (reason.name().to_owned(), found.counters.drops.get(reason)))
-        .filter(|(_, count)| *count > 0)
-        .collect();
-}
-
-fn server_views(list: proto::Servers) -> Option<Vec<ServerView>> {
-    if list.servers.len() > MAX_SERVERS {
-        return None;
-    }
-    let view = |s: proto::ServerSummary| {
-        let text = |value| convert::text(value, "server").ok();
-        Some(ServerView {
-            name: text(s.name)?,
-            available: s.available,
-            reason: text(s.reason)?,
-            capabilities: convert::decode_capabilities(&s.capabilities).ok()?,
-            location: text(s.location)?,
-            networks: s.networks.into_iter().map(text).collect::<Option<_>>()?,
-        })
-    };
-    list.servers.into_iter().map(view).collect()
-}
-
-/// The ticket in an envelope, if the organisation signed it for this device.
-fn open_ticket(
-    envelope: &proto::Envelope,
-    keyset: &KeySet,
-    key: &PublicKey,
-    device: Option<horizon_model::DeviceId>,
-) -> Result<Ticket, Failure> {
-    // A machine whose clock is behind the KeySet still finds its way.
-    let now = Timestamp::now().as_millisecond().max(keyset.issued);
-    let untrusted = |why: String| {
-        Failure::failed(
-            format!("the controller's ticket is not to be trusted: {why}"),
-            "tell the organisation's admin",
-        )
-    };
-    let payload = envelope::open(Context::Ticket, envelope, |k| keyset.allows(KeyUse::Ticket, k, now))
-        .map_err(|e| untrusted(e.to_string()))?;
-    let ticket = convert::decode_ticket(payload).map_err(|e| untrusted(e.to_string()))?;
-    if ticket.device_key != *key || device.is_some_and(|d| d != ticket.device) {
-        return Err(untrusted("it is for another device".into()));
-    }
-    Ok(ticket)
-}
-
-fn unreadable() -> Failure {
-    Failure::failed("the controller's answer cannot be read", "check that both sides are up to date")
 }
 
 async fn wait(due: Option<Instant>) {

@@ -8,7 +8,10 @@ use horizon_wire::{
     proto::{from_controller, to_controller},
     token::PersonalKey,
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+};
 
 use super::{
     keeper::Keeper,
@@ -56,19 +59,19 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Starts the task. `random` gives numbers in 0.0..1.0.
+    /// Starts the task, which ends a moment after the last clone of the link is dropped. `random` gives numbers in 0.0..1.0.
     pub(super) fn start(
         store: Store,
         key: SigningKey,
         enrolment: Option<Enrolment>,
         events: mpsc::Sender<LinkEvent>,
         random: fn() -> f64,
-    ) -> Self {
+    ) -> (Self, JoinHandle<()>) {
         let (commands, inbox) = mpsc::channel(QUEUE);
         let (show, view) = watch::channel(ControllerView::default());
         let keeper = Keeper::new(commands.downgrade(), store, key, enrolment, events, show, random);
-        tokio::spawn(keeper.run(inbox));
-        Self { commands, view }
+        let task = tokio::spawn(keeper.run(inbox));
+        (Self { commands, view }, task)
     }
 
     /// Asks the controller.

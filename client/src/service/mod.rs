@@ -2,6 +2,7 @@
 
 mod access;
 mod actor;
+mod answers;
 mod data;
 mod device;
 mod host;
@@ -21,6 +22,7 @@ use horizon_hostnet::Net;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
+    time::timeout,
 };
 
 pub use supervisor::supervise;
@@ -34,6 +36,9 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/horizon-client";
 const START_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a repair waits for a service that is ending.
 const REPAIR_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long the goodbye to the controller may take.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// How the service runs.
 #[derive(Clone, Debug)]
@@ -93,7 +98,7 @@ async fn serve(settings: &Settings) -> anyhow::Result<()> {
     let (link_in, link_events) = mpsc::channel(16);
     let (done_in, done) = mpsc::channel(32);
     let (path_in, path) = watch::channel(data::PathState::default());
-    let link = link::Link::start(store.clone(), key.clone(), enrolment.clone(), link_in, random);
+    let (link, keeper) = link::Link::start(store.clone(), key.clone(), enrolment.clone(), link_in, random);
     let net = Net::open()?;
     let places =
         worker::Places { resolv_conf: settings.resolv_conf.clone(), device: settings.device.clone() };
@@ -111,6 +116,8 @@ async fn serve(settings: &Settings) -> anyhow::Result<()> {
     tokio::spawn(server::serve(listener, access, calls_in));
     tracing::info!(socket = %shown, device_key = %public, "the service is ready");
     actor.run(actor::Inputs { calls, link: link_events, done, path }, stopped()).await;
+    // The actor's end lets go of the control channel, which says goodbye.
+    let _ = timeout(GOODBYE, keeper).await;
     // The socket disappears with the service, so that front ends say that it does not run.
     let _ = std::fs::remove_file(&settings.socket);
     Ok(())

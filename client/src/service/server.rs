@@ -107,17 +107,13 @@ async fn converse(mut stream: UnixStream, access: Access, calls: mpsc::Sender<Ca
         return write(&mut stream, &Message::Failed(failure)).await;
     }
     let mut lines = Lines::new(MAX_REQUEST_LINE);
-    let mut buffer = [0; 4096];
     loop {
         match lines.read::<Request>() {
-            Ok(Some(request)) => answer(&mut stream, &calls, request).await?,
+            Ok(Some(request)) => answer(&mut stream, &mut lines, &calls, request).await?,
             Ok(None) => {
-                let count = stream.read(&mut buffer).await?;
-                if count == 0 {
+                if !receive(&mut stream, &mut lines).await? {
                     return Ok(());
                 }
-                lines.push(&buffer[..count]);
-                zeroize::Zeroize::zeroize(&mut buffer[..count]);
             }
             Err(error) => {
                 let failure = Failure::new(FailureKind::Usage, error.to_string(), "update the older side");
@@ -127,10 +123,39 @@ async fn converse(mut stream: UnixStream, access: Access, calls: mpsc::Sender<Ca
     }
 }
 
-async fn answer(stream: &mut UnixStream, calls: &mpsc::Sender<Call>, request: Request) -> io::Result<()> {
+/// Takes what the front end sent; false when it has hung up.
+async fn receive(stream: &mut UnixStream, lines: &mut Lines) -> io::Result<bool> {
+    let mut buffer = [0; 4096];
+    let count = stream.read(&mut buffer).await?;
+    lines.push(&buffer[..count]);
+    zeroize::Zeroize::zeroize(&mut buffer[..count]);
+    Ok(count > 0)
+}
+
+/// Passes a request on and its messages back. A front end that hangs up while it waits for a connection ends this, which
+/// the service notices.
+async fn answer(
+    stream: &mut UnixStream,
+    lines: &mut Lines,
+    calls: &mpsc::Sender<Call>,
+    request: Request,
+) -> io::Result<()> {
     let (answer, mut messages) = mpsc::channel(MESSAGES);
+    let is_connect = matches!(request, Request::Connect { .. });
+    let mut open = true;
     if calls.send(Call { request, answer }).await.is_ok() {
-        while let Some(message) = messages.recv().await {
+        loop {
+            let message = tokio::select! {
+                message = messages.recv() => message,
+                received = receive(stream, lines), if open && !lines.is_full() => {
+                    open = received?;
+                    if !open && is_connect {
+                        return Err(io::ErrorKind::ConnectionAborted.into());
+                    }
+                    continue;
+                }
+            };
+            let Some(message) = message else { break };
             write(stream, &message).await?;
             if !matches!(message, Message::Progress(_)) {
                 return Ok(());

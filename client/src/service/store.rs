@@ -18,14 +18,20 @@ use horizon_wire::{
     proto,
 };
 use prost::Message;
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep};
 use zeroize::Zeroizing;
 
 /// The largest file that is read, in bytes.
 const MAX_FILE: u64 = 8 * 1024 * 1024;
+
+/// Pause between two looks at a lock that somebody holds.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// A file of the state directory that cannot be used.
 #[derive(Debug, Error)]
@@ -109,13 +115,21 @@ impl Store {
         let mut options = fs::OpenOptions::new();
         let opened = options.create(true).truncate(false).write(true).mode(0o600).open(self.dir.join(NAME));
         let file = opened.map_err(|e| self.error("open", NAME, e))?;
-        let waiting = file.try_clone().map_err(|e| self.error("open", NAME, e))?;
-        let locked = tokio::task::spawn_blocking(move || flock(&waiting, FlockOperation::LockExclusive));
-        match timeout(patience, locked).await {
-            Ok(Ok(Ok(()))) => Ok(file),
-            Ok(Ok(Err(e))) => Err(self.error("lock", NAME, e)),
-            Ok(Err(e)) => Err(self.error("lock", NAME, e)),
-            Err(_) => Err(self.error("lock", NAME, "a service that runs uses this folder; stop it first")),
+        // The system's own waiting cannot be given up, so it is asked again and again.
+        let end = Instant::now() + patience;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(file),
+                Err(Errno::WOULDBLOCK) if Instant::now() < end => sleep(LOCK_PAUSE).await,
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(self.error(
+                        "lock",
+                        NAME,
+                        "a service that runs uses this folder; stop it first",
+                    ));
+                }
+                Err(e) => return Err(self.error("lock", NAME, e)),
+            }
         }
     }
 

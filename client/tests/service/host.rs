@@ -34,6 +34,12 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
+/// Runs `ip` with the words of a line.
+pub(crate) fn ip(line: &str) {
+    let output = Command::new("ip").args(line.split(' ')).output().expect("ip (iproute2) is needed");
+    assert!(output.status.success(), "ip {line}: {output:?}");
+}
+
 /// Deletes a link, as somebody might by hand.
 pub(crate) fn delete_link(name: &str) {
     runtime().block_on(async { Net::open().unwrap().delete_link(name).await.unwrap() });

@@ -13,7 +13,12 @@ mod process;
 
 use std::io::{BufRead, BufReader, Write};
 
-use horizon_client_core::status::{ControllerState, Status};
+use horizon_client_core::{
+    journal::Journal,
+    plan::{Change, Family},
+    session::Phase,
+    status::{ControllerState, Status},
+};
 
 use crate::{
     host::{Picture, inside},
@@ -137,6 +142,13 @@ fn the_controller_says_no_later_or_nothing_at_all() {
         assert!(status.text().contains("the policy no longer allows it"), "{}", status.text());
         assert_eq!(Picture::take(&bench.resolv_conf()), found);
 
+        // Whoever goes away while a connection is being made gives it up.
+        let mut impatient = bench.connect();
+        impatient.write_all(b"{\"request\":\"connect\",\"server\":\"slow-1\"}\n").unwrap();
+        eventually("the request", || bench.status().phase == Phase::Requesting);
+        drop(impatient);
+        eventually("the end of the request", || bench.is_at_rest());
+
         // Without a controller a session goes on, and a new one is refused with the address that was tried.
         assert_eq!(bench.horizon(&["connect", "paris-1"]).code, 0);
         let address = organisation.stop_controller();
@@ -173,6 +185,45 @@ fn over_ssh_a_connection_is_reverted_unless_confirmed() {
         assert!(during.has("198.51.100.7/32"), "{during:#?}");
         assert_eq!(bench.horizon(&["disconnect"]).code, 0);
         assert_eq!(bench.horizon(&["confirm"]).code, 1);
+    });
+}
+
+#[test]
+fn a_journal_is_undone_as_far_as_it_was_done() {
+    inside("a_journal_is_undone_as_far_as_it_was_done", || {
+        let bench = Bench::new();
+        let found = Picture::take(&bench.resolv_conf());
+        let rule = |priority| Change::Rule {
+            family: Family::V4,
+            priority,
+            table: 18522,
+            unmarked_only: true,
+            ignore_default: false,
+            to: None,
+        };
+        let closed = Change::Route { table: 18522, to: "::/0".parse().unwrap(), device: None, source: None };
+        let gone = Change::Address { device: "hzn-client".into(), address: "100.64.0.5/32".parse().unwrap() };
+        let journal = Journal::new(vec![gone, closed, rule(18521), rule(18522)], None);
+        // Never begun, and half done.
+        for made in [
+            vec![],
+            vec![
+                "-6 route add unreachable ::/0 table 18522 proto static",
+                "rule add not fwmark 0x485a table 18522 priority 18521",
+            ],
+        ] {
+            made.iter().for_each(|line| host::ip(line));
+            bench.write_journal(&journal.encode().unwrap());
+            let repaired = bench.horizon_repair();
+            assert!(repaired.code == 0 && repaired.stdout.contains("was put back"), "{repaired:?}");
+            assert_eq!(Picture::take(&bench.resolv_conf()), found);
+        }
+        // What cannot be read is said, and keeps nobody from working.
+        bench.write_journal(b"{\"version\":1,");
+        let damaged = bench.horizon_repair();
+        assert!(damaged.code == 1 && damaged.stderr.contains("journal.json"), "{damaged:?}");
+        let _service = bench.service(&[]);
+        assert_eq!(bench.horizon(&["status"]).code, 0);
     });
 }
 

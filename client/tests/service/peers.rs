@@ -230,6 +230,8 @@ fn answer(shared: &Shared, device_key: &PublicKey, asked: To) -> Option<From> {
                 ..proto::ServerSummary::default()
             }],
         }),
+        // Whose appliance is asked and never answers.
+        To::RequestSession(request) if request.server == "slow-1" => return None,
         To::RequestSession(request) if request.server == "paris-1" => {
             match state.elsewhere {
                 Some(held) if request.take_over != held.as_bytes() => {

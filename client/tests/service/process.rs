@@ -50,6 +50,13 @@ impl Bench {
         self.0.path().join("resolv.conf")
     }
 
+    /// Leaves a journal, as a service that was killed does.
+    pub(crate) fn write_journal(&self, bytes: &[u8]) {
+        let state = self.0.path().join("state");
+        fs::create_dir_all(&state).unwrap();
+        fs::write(state.join("journal.json"), bytes).unwrap();
+    }
+
     fn socket(&self) -> PathBuf {
         self.0.path().join("run/client.sock")
     }

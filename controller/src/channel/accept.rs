@@ -19,7 +19,8 @@ const DEFAULT_NAMESPACE: &str = horizon_crds::DEFAULT_NAMESPACE;
 pub(super) async fn run(context: Arc<Context>) {
     let handshakes = Arc::new(Semaphore::new(context.settings.handshakes_at_once));
     while let Some(incoming) = context.listener.accept().await {
-        let admission = if context.stop.is_requested() { Admission::Ignore } else { admission(&context, &incoming) };
+        let admission =
+            if context.stop.is_requested() { Admission::Ignore } else { admission(&context, &incoming) };
         match admission {
             Admission::Serve => {}
             Admission::Ignore => {
@@ -116,7 +117,9 @@ pub(super) fn lockout(policy: &SecurityPolicySpec) -> Lockout {
 /// The networks that the security policy of any namespace blocks.
 pub(super) fn blocked_networks(index: &Index) -> impl Iterator<Item = IpNet> {
     index.all(KindName::SecurityPolicy).iter().flat_map(|stored| match &*stored.resource {
-        Resource::SecurityPolicy(document) => document.spec.blocked_networks.iter().map(|n| n.get()).collect(),
+        Resource::SecurityPolicy(document) => {
+            document.spec.blocked_networks.iter().map(|n| n.get()).collect()
+        }
         _ => Vec::new(),
     })
 }

@@ -41,7 +41,12 @@ pub(super) fn invalid(request: u64) -> impl Fn(convert::Invalid) -> End {
 }
 
 /// Talks to an appliance until one of the two ends it.
-pub(super) async fn converse(context: &Arc<Context>, remote: Remote, wire: &mut Wire, unproven: Place) -> End {
+pub(super) async fn converse(
+    context: &Arc<Context>,
+    remote: Remote,
+    wire: &mut Wire,
+    unproven: Place,
+) -> End {
     let first = async {
         loop {
             match wire.next().await? {

@@ -23,9 +23,7 @@ use super::{
 };
 use crate::{
     live::{Counted, Hint, Limit},
-    store::{
-        AppliedState, NewEvent, RegisterError, RegisterRequest, ServerRecord, Severity, Source, random,
-    },
+    store::{AppliedState, NewEvent, RegisterError, RegisterRequest, ServerRecord, Severity, Source, random},
 };
 
 /// The longest host name and version that are taken.

@@ -36,9 +36,15 @@ const MAX_SERVERS: usize = 1024;
 const UNPROVEN_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Talks to a device until one of the two ends it.
-pub(super) async fn converse(context: &Arc<Context>, remote: Remote, wire: &mut Wire, unproven: Place) -> End {
+pub(super) async fn converse(
+    context: &Arc<Context>,
+    remote: Remote,
+    wire: &mut Wire,
+    unproven: Place,
+) -> End {
     let _open = context.metrics.channel_open("device");
-    let mut device = Device { context, remote, seated: None, unproven: Some(unproven), asked: JoinSet::new() };
+    let mut device =
+        Device { context, remote, seated: None, unproven: Some(unproven), asked: JoinSet::new() };
     match device.run(wire).await {
         Ok(never) => match never {},
         Err(end) => end,

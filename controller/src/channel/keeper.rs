@@ -17,7 +17,9 @@ use tokio::{
 use super::{Context, accept, compose, registry::EndNote};
 use crate::{
     live::Hint,
-    store::{BEAT_RETENTION, EndReason, EndedBy, SessionRow, SessionStatus, StoreError},
+    store::{
+        BEAT_RETENTION, EndReason, EndedBy, NewEvent, SessionRow, SessionStatus, Severity, Source, StoreError,
+    },
 };
 
 /// How often heartbeats that are too old are forgotten.
@@ -39,6 +41,7 @@ struct Work {
 pub(super) async fn run(context: Arc<Context>, mut hints: Receiver<Hint>) {
     let mut stop = context.stop.clone();
     context.count_sessions().await;
+    context.check_keyset().await;
     let mut sweep = interval_at(Instant::now() + context.settings.sweep, context.settings.sweep);
     let mut prune = interval_at(Instant::now() + PRUNE, PRUNE);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -188,6 +191,34 @@ impl Context {
             self.end(&session, &reason).await?;
         }
         Ok(())
+    }
+
+    /// Raises an event when the keys are older than those that were in use before: peers that hold the newer KeySet will
+    /// not follow.
+    async fn check_keyset(&self) {
+        let version = self.keys.keyset.version;
+        match self.store.note_keyset(version, self.now()).await {
+            Ok(newest) if newest > version => {
+                tracing::error!(
+                    version,
+                    newest,
+                    "the key directory is older than the database: restore its backup"
+                );
+                let event = NewEvent {
+                    kind: "keyset_rolled_back",
+                    severity: Severity::Critical,
+                    source: Source::System,
+                    address: None,
+                    description: format!(
+                        "the controller has KeySet {version}; KeySet {newest} was in use before"
+                    ),
+                    data: serde_json::Value::Null,
+                };
+                self.record(&event).await;
+            }
+            Ok(_) => {}
+            Err(error) => tracing::error!(%error, "the version of the KeySet could not be noted"),
+        }
     }
 
     /// Shows how many sessions there are.

@@ -21,9 +21,9 @@ mod reports;
 mod sessions;
 mod settings;
 mod takeover;
-mod unproven;
 #[cfg(test)]
 mod tests;
+mod unproven;
 mod wire;
 
 pub use settings::ChannelSettings;

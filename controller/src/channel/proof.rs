@@ -122,7 +122,8 @@ impl Appliance<'_> {
             Err(rejected) => return Err(self.rejected(request, rejected).await),
         };
         let now = self.context.now();
-        let interval = self.context.desired.index().security_policy(&self.record.namespace).heartbeat_interval.get();
+        let interval =
+            self.context.desired.index().security_policy(&self.record.namespace).heartbeat_interval.get();
         match Limit::new(BEAT_BURST, interval * BEAT_BURST / 2).count(self.beat_rate, now) {
             Some(used) => self.beat_rate = Some(used),
             None => {

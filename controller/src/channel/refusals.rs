@@ -141,7 +141,8 @@ pub(super) fn offline(name: &str) -> Refusal {
 
 /// A server whose state has no room for another session.
 pub(super) fn state_full(name: &str) -> Refusal {
-    let message = format!("server '{name}' carries as many sessions with as many rules as its state can hold");
+    let message =
+        format!("server '{name}' carries as many sessions with as many rules as its state can hold");
     let remedy = "use another server, or have the policies' destinations written with fewer, wider ranges";
     Refusal::new(RefusalCode::Limit, message, remedy).retry_after(60)
 }
@@ -154,7 +155,11 @@ pub(super) fn blocked() -> Refusal {
 
 /// A peer that did not say who it is.
 pub(super) fn silent() -> Refusal {
-    Refusal::new(RefusalCode::Limit, "nothing was said that proves who this is", "enrol, or connect when there is something to say")
+    Refusal::new(
+        RefusalCode::Limit,
+        "nothing was said that proves who this is",
+        "enrol, or connect when there is something to say",
+    )
 }
 
 /// More peers from one address that have not proved who they are than there may be.

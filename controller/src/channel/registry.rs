@@ -125,8 +125,15 @@ impl Registry {
         let (sender, commands) = mpsc::channel(COMMANDS);
         let changed = Arc::new(Notify::new());
         let number = self.0.next.fetch_add(1, Ordering::Relaxed);
-        let entry =
-            ServerEntry { number, incarnation, key, commands: sender, changed: changed.clone(), applied: None, state_bytes: 0 };
+        let entry = ServerEntry {
+            number,
+            incarnation,
+            key,
+            commands: sender,
+            changed: changed.clone(),
+            applied: None,
+            state_bytes: 0,
+        };
         let mut servers = lock(&self.0.servers);
         if servers.get(&server).map(|entry| entry.incarnation) != expected {
             return None;

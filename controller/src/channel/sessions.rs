@@ -143,7 +143,8 @@ async fn clear_the_way(
             if !context.end(&session, &reason).await.map_err(internal)? {
                 return Ok(None);
             }
-            let deadline = Instant::now() + context.settings.session_patience;
+            // Half of it, so that the whole request is answered before its device stops waiting.
+            let deadline = Instant::now() + context.settings.session_patience / 2;
             while context.registry.may_hold(session.server, session.id) {
                 if !next_hint(hints, deadline).await {
                     return Err(refusals::takeover_waits(&conflict.server_name, 1));

@@ -111,16 +111,13 @@ impl Engine {
         parts: EngineParts,
     ) -> Result<(Self, JoinHandle<()>), StartError> {
         let index = Arc::new(Index::new(parts.store.load_resources().await?));
-        let shared = Arc::new(Shared {
-            index: watch::Sender::new(index.clone()),
-            report: RwLock::new(Report::default()),
-        });
+        let shared =
+            Arc::new(Shared { index: watch::Sender::new(index), report: RwLock::new(Report::default()) });
         let (commands, receiver) = mpsc::channel(MAX_COMMANDS);
         // Listened to before anything is looked at, so that nothing is missed.
         let hints = parts.live.subscribe();
-        let statuses = statuses::Statuses::load(&parts.store, &index).await?;
         let (source, changes) = Source::start(options.source)?;
-        let task = Task::new(options.limit, parts, shared.clone(), statuses);
+        let task = Task::new(options.limit, parts, shared.clone());
         let handle = tokio::spawn(task.run(source, changes, receiver, hints));
         Ok((Self { shared, commands }, handle))
     }

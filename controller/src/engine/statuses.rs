@@ -29,7 +29,9 @@ const BATCH: usize = 128;
 const RETRY: Duration = Duration::from_secs(2);
 
 /// What is known of statuses.
+#[derive(Default)]
 pub(super) struct Statuses {
+    /// As they were written last, as far as they were needed.
     written: HashMap<Uuid, Status>,
     dirty: BTreeSet<ResourceId>,
     /// When to work on what is dirty.
@@ -42,30 +44,6 @@ pub(super) struct Statuses {
 }
 
 impl Statuses {
-    /// The statuses as they were written last. One that cannot be read is made anew.
-    pub(super) async fn load(store: &Store, index: &Index) -> Result<Self, StoreError> {
-        let mut written = HashMap::new();
-        for (uid, json) in store.statuses().await? {
-            let Some(stored) = index.by_uid(uid) else { continue };
-            match Status::from_json(stored.resource.kind(), json) {
-                Ok(status) => {
-                    written.insert(uid, status);
-                }
-                Err(error) => {
-                    tracing::warn!(resource = %stored.id(), %error, "a status cannot be read and is made anew")
-                }
-            }
-        }
-        Ok(Self {
-            written,
-            dirty: BTreeSet::new(),
-            work_at: None,
-            timers: BTreeSet::new(),
-            timer_of: HashMap::new(),
-            behind: HashMap::new(),
-        })
-    }
-
     /// These may read differently.
     pub(super) fn mark(&mut self, ids: impl IntoIterator<Item = ResourceId>) {
         self.dirty.extend(ids);
@@ -223,9 +201,27 @@ impl Statuses {
         now: Timestamp,
     ) -> Result<Computed, StoreError> {
         let facts = self.facts(parts, stored, now).await?;
+        self.recall(&parts.store, stored).await?;
         let problems: Vec<_> = problems.into_iter().flatten().collect();
         let before = self.written.get(&stored.uid);
         Ok(status(StatusInput { index, stored, facts: &facts, problems: &problems, before, now }))
+    }
+
+    /// Reads the status that was written last, if nobody did yet. One that cannot be understood is made anew.
+    async fn recall(&mut self, store: &Store, stored: &Stored) -> Result<(), StoreError> {
+        if self.written.contains_key(&stored.uid) {
+            return Ok(());
+        }
+        let Some(json) = store.status_of(stored.uid).await? else { return Ok(()) };
+        match Status::from_json(stored.resource.kind(), json) {
+            Ok(status) => {
+                self.written.insert(stored.uid, status);
+            }
+            Err(error) => {
+                tracing::warn!(resource = %stored.id(), %error, "a status cannot be read and is made anew")
+            }
+        }
+        Ok(())
     }
 
     async fn facts(

@@ -56,17 +56,12 @@ pub(super) struct Task {
 }
 
 impl Task {
-    pub(super) fn new(
-        limit: PruneLimit,
-        parts: EngineParts,
-        shared: Arc<Shared>,
-        statuses: Statuses,
-    ) -> Self {
+    pub(super) fn new(limit: PruneLimit, parts: EngineParts, shared: Arc<Shared>) -> Self {
         Self {
             limit,
             parts,
             shared,
-            statuses,
+            statuses: Statuses::default(),
             desired: Desired::new(),
             directory: Vec::new(),
             rejected: BTreeMap::new(),

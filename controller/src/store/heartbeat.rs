@@ -153,7 +153,8 @@ impl Store {
             .await?;
             taken.push(done.rows_affected() > 0);
         }
-        let kept: Vec<&Beat> = beats.iter().zip(&taken).filter(|(_, taken)| **taken).map(|(beat, _)| beat).collect();
+        let kept: Vec<&Beat> =
+            beats.iter().zip(&taken).filter(|(_, taken)| **taken).map(|(beat, _)| beat).collect();
         for chunk in kept.chunks(super::dialect::MAX_BINDS / COLUMNS) {
             let mut insert = QueryBuilder::<Engine>::new(
                 "INSERT INTO heartbeats (server_id, received_time, server_time, counter, applied_generation, \

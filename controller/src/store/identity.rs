@@ -21,6 +21,8 @@ use super::{
 
 /// The part of the approved identity factors, in percent, above which a change needs an approval.
 pub const SIGNIFICANT_PERCENT: usize = 40;
+/// The most factors of the past that are kept of a server.
+const MAX_HISTORY: i64 = 256;
 /// The most changes that are kept with a server.
 const MAX_CHANGES: usize = 32;
 
@@ -147,7 +149,27 @@ async fn write_factors(
         .execute(&mut *db)
         .await?;
     }
+    sqlx::query(
+        "DELETE FROM server_identity_factors WHERE server_id = $1 AND NOT is_current AND NOT is_approved \
+         AND factor_id NOT IN (SELECT factor_id FROM server_identity_factors WHERE server_id = $1 AND NOT is_current \
+         AND NOT is_approved ORDER BY last_seen DESC, factor_id DESC LIMIT $2)",
+    )
+    .bind(server.to_string())
+    .bind(MAX_HISTORY)
+    .execute(&mut *db)
+    .await?;
     Ok(())
+}
+
+async fn current(db: &mut Connection, server: ServerId) -> Result<Vec<Factor>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT factor_type, factor_name, factor_value FROM server_identity_factors \
+         WHERE server_id = $1 AND is_current ORDER BY factor_type, factor_name",
+    )
+    .bind(server.to_string())
+    .fetch_all(&mut *db)
+    .await?;
+    rows.iter().map(read_factor).collect()
 }
 
 async fn approved_factors(db: &mut Connection, server: ServerId) -> Result<Vec<Factor>, StoreError> {
@@ -178,14 +200,8 @@ fn read_factor(row: &super::dialect::Row) -> Result<Factor, StoreError> {
 impl Store {
     /// The factors a server's appliance last reported.
     pub async fn current_factors(&self, server: ServerId) -> Result<Vec<Factor>, StoreError> {
-        let rows = sqlx::query(
-            "SELECT factor_type, factor_name, factor_value FROM server_identity_factors \
-             WHERE server_id = $1 AND is_current ORDER BY factor_type, factor_name",
-        )
-        .bind(server.to_string())
-        .fetch_all(self.readers())
-        .await?;
-        rows.iter().map(read_factor).collect()
+        let mut db = self.readers().acquire().await?;
+        current(&mut db, server).await
     }
 
     /// Takes in what an appliance reports about its machine. A significant change quarantines the server, unless its digest
@@ -230,10 +246,15 @@ impl Store {
         changes: &[IdentityChange],
         now: Timestamp,
     ) -> Result<IdentityOutcome, StoreError> {
-        let row = sqlx::query("SELECT pending_digest FROM servers WHERE server_id = $1")
+        let row = sqlx::query("SELECT identity_digest, pending_digest FROM servers WHERE server_id = $1")
             .bind(server.to_string())
             .fetch_one(&mut *db)
             .await?;
+        // It was approved while the appliance reported something else.
+        if row.maybe_bytes32("identity_digest")? == Some(digest) {
+            approve_current(db, server).await?;
+            return Ok(IdentityOutcome::Same);
+        }
         let known = row.maybe_bytes32("pending_digest")? == Some(digest);
         sqlx::query(
             "UPDATE servers SET pending_digest = $1, requires_verification = TRUE, verification_reason = $2, \
@@ -336,6 +357,15 @@ async fn take_effect(
         .bind(approval.to_string())
         .execute(&mut *db)
         .await?;
+    let row = sqlx::query("SELECT pending_digest FROM servers WHERE server_id = $1")
+        .bind(server.to_string())
+        .fetch_one(&mut *db)
+        .await?;
+    // The factors that were approved are those of the digest, which may not be what is reported now.
+    let reported = current(db, server).await?;
+    if row.maybe_bytes32("pending_digest")? == Some(digest(&reported)) {
+        approve_current(db, server).await?;
+    }
     sqlx::query(
         "UPDATE servers SET identity_digest = pending_digest, pending_digest = NULL, requires_verification = FALSE, \
          verification_reason = NULL, identity_changes = '[]', reissue_secret = TRUE, \
@@ -344,7 +374,6 @@ async fn take_effect(
     .bind(server.to_string())
     .execute(&mut *db)
     .await?;
-    approve_current(db, server).await?;
     effects::refresh_server(db, &server.to_string()).await
 }
 

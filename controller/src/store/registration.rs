@@ -91,6 +91,9 @@ pub enum RegisterError {
     /// Its server has ended.
     #[error("the server '{0}' is decommissioned")]
     Ended(String),
+    /// The server waits for an approval, after which its appliance gets a new secret by itself.
+    #[error("the server '{0}' waits for an approval of its identity")]
+    Quarantined(String),
     /// The server was registered anew with another token since.
     #[error("the server '{0}' has been registered with another key since")]
     Superseded(String),
@@ -173,7 +176,13 @@ impl Store {
         if let Some(used) = row.maybe_time("used_date")? {
             let server: ServerId = row.parsed("used_by_server_id")?;
             if row.maybe_bytes32("used_by_public_key")? == Some(request.public_key.0) {
-                return self.registered(&mut tx, server, request, false).await;
+                let answer = self.registered(&mut tx, server, request, false).await?;
+                let name = format!("{}/{}", answer.namespace, answer.name);
+                let record = Record::new("register_again", KindName::Server.as_str(), server, name)
+                    .notes(format!("from {}", request.address));
+                audit::write(&mut tx, &Actor::Appliance(server), now, &[record]).await?;
+                tx.commit().await?;
+                return Ok(answer);
             }
             let event = NewEvent {
                 kind: "registration_token_reused",
@@ -252,7 +261,8 @@ impl Store {
              previous_secret = NULL, hostname = $4, version = $5, public_ip = $6, identity_digest = $7, \
              pending_digest = NULL, identity_changes = '[]', requires_verification = FALSE, verification_reason = NULL, \
              verified = NULL, incarnation = NULL, applied_epoch = 0, applied_generation = 0, applied_digest = NULL, \
-             problems = '[]', addresses = '[]', unreachable = NULL WHERE server_id = $8",
+             problems = '[]', addresses = '[]', unreachable = NULL, reissue_secret = FALSE, \
+             state_generation = 0, state_digest = NULL WHERE server_id = $8",
         )
         .bind(millis(now))
         .bind(&request.public_key.0[..])
@@ -287,6 +297,9 @@ impl Store {
         }
         if row.maybe_bytes32("public_key")? != Some(request.public_key.0) {
             return Err(RegisterError::Superseded(name.to_string()));
+        }
+        if row.flag("requires_verification")? {
+            return Err(RegisterError::Quarantined(name.to_string()));
         }
         let secret = self
             .sealer()

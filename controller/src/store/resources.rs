@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use futures_util::TryStreamExt as _;
 use horizon_controller_core::{Origin, Stored};
 use horizon_crds::{KindName, Name, Resource, ResourceId};
 use horizon_model::{NetworkId, ServerId};
@@ -108,9 +109,13 @@ impl Store {
     /// Every resource in force.
     pub async fn load_resources(&self) -> Result<Vec<Stored>, StoreError> {
         let _timed = self.timed("load_resources");
-        let rows =
-            sqlx::query("SELECT * FROM resources WHERE deleted_at IS NULL").fetch_all(self.readers()).await?;
-        rows.iter().map(read).collect()
+        // One row at a time: there may be many, and each is larger than what is made of it.
+        let mut rows = sqlx::query("SELECT * FROM resources WHERE deleted_at IS NULL").fetch(self.readers());
+        let mut resources = Vec::new();
+        while let Some(row) = rows.try_next().await? {
+            resources.push(read(&row)?);
+        }
+        Ok(resources)
     }
 
     /// Carries out changes in one transaction: resources, what they entail (a new `Server` has a row that waits for its

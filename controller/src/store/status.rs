@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
 use serde_json::Value;
 use uuid::Uuid;
@@ -43,13 +44,25 @@ impl Store {
         row.map(|row| row.json("status")).transpose()
     }
 
-    /// The statuses of all resources in force.
-    pub async fn statuses(&self) -> Result<HashMap<Uuid, Value>, StoreError> {
-        let rows = sqlx::query(
+    /// The statuses of all resources in force, each as the text of its JSON.
+    pub async fn status_texts(&self) -> Result<Vec<(Uuid, String)>, StoreError> {
+        let mut rows = sqlx::query(
             "SELECT s.uid, s.status FROM resource_status s JOIN resources r ON r.uid = s.uid WHERE r.deleted_at IS NULL",
         )
-        .fetch_all(self.readers())
-        .await?;
-        rows.iter().map(|row| Ok((row.parsed("uid")?, row.json("status")?))).collect()
+        .fetch(self.readers());
+        let mut texts = Vec::new();
+        while let Some(row) = rows.try_next().await? {
+            texts.push((row.parsed("uid")?, row.text("status")?));
+        }
+        Ok(texts)
+    }
+
+    /// The statuses of all resources in force.
+    pub async fn statuses(&self) -> Result<HashMap<Uuid, Value>, StoreError> {
+        let read = |(uid, text): (Uuid, String)| {
+            let why = |e: serde_json::Error| StoreError::Corrupt { column: "status", why: e.to_string() };
+            Ok((uid, serde_json::from_str(&text).map_err(why)?))
+        };
+        self.status_texts().await?.into_iter().map(read).collect()
     }
 }

@@ -17,7 +17,7 @@ use horizon_wire::{
     frame::MAX_FROM_CONTROLLER,
     key::SigningKey,
     keyset::{self, Anchor, KeySet, KeySetError},
-    proto::{self, KeyUse, from_controller, to_controller},
+    proto::{self, KeyUse, RefusalCode, from_controller, to_controller},
     refusal::Refusal,
     version,
 };
@@ -25,7 +25,7 @@ use thiserror::Error;
 use tokio::{
     net::lookup_host,
     sync::{mpsc, oneshot},
-    time::{sleep, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
 use crate::{
@@ -222,38 +222,47 @@ impl Drop for Forget<'_> {
     }
 }
 
-/// Reaches a controller: dials its addresses in order with a small delay, and takes the first that proves itself.
+/// Reaches a controller: dials its addresses in order with a small delay, and takes the first that proves itself. A name
+/// that takes long to resolve holds no other address up.
 pub async fn connect(options: ConnectOptions<'_>) -> Result<Channel, ConnectError> {
-    let mut reasons = Vec::new();
-    let mut targets = Vec::new();
-    for name in options.addresses {
-        match timeout(options.timeout, lookup_host(name.as_str())).await {
-            Ok(Ok(addresses)) => targets.extend(addresses.map(|a| (name, a))),
-            Ok(Err(e)) => reasons.push((name.clone(), e.to_string())),
-            Err(_) => reasons.push((name.clone(), "the name was not resolved in time".into())),
-        }
-    }
     let options = &options;
-    let mut attempts: FuturesUnordered<_> = targets
-        .into_iter()
+    let begin = Instant::now();
+    let mut lookups: FuturesUnordered<_> = options
+        .addresses
+        .iter()
         .take(MAX_ATTEMPTS)
-        .enumerate()
-        .map(|(i, (name, address))| async move {
-            sleep(STAGGER * u32::try_from(i).unwrap_or(u32::MAX)).await;
-            (name, attempt(options, name, address).await)
-        })
+        .map(|name| async move { (name, lookup_host(name.as_str()).await.map(Vec::from_iter)) })
         .collect();
+    let mut attempts = FuturesUnordered::new();
+    let mut started = 0;
+    let mut reasons = Vec::new();
     let mut verdict = None;
     let all = async {
-        while let Some((name, result)) = attempts.next().await {
-            match result {
-                Ok(channel) => return Some(channel),
-                Err(AttemptError::Unreachable(reason)) => reasons.push((name.clone(), reason)),
-                // A controller that answers but refuses says more than one that cannot be reached.
-                Err(AttemptError::Final(error)) => verdict = Some(error),
+        loop {
+            tokio::select! {
+                biased;
+                Some((name, found)) = lookups.next() => match found {
+                    Ok(addresses) => {
+                        for address in addresses.into_iter().take(MAX_ATTEMPTS - started) {
+                            let at = begin + STAGGER * u32::try_from(started).unwrap_or(u32::MAX);
+                            started += 1;
+                            attempts.push(async move {
+                                sleep_until(at).await;
+                                (name, attempt(options, name, address).await)
+                            });
+                        }
+                    }
+                    Err(e) => reasons.push((name.clone(), e.to_string())),
+                },
+                Some((name, result)) = attempts.next() => match result {
+                    Ok(channel) => return Some(channel),
+                    Err(AttemptError::Unreachable(reason)) => reasons.push((name.clone(), reason)),
+                    // A controller that answers but refuses says more than one that cannot be reached.
+                    Err(AttemptError::Final(error)) => verdict = Some(error),
+                },
+                else => return None,
             }
         }
-        None
     };
     match timeout(options.timeout, all).await {
         Ok(Some(channel)) => Ok(channel),
@@ -264,6 +273,23 @@ pub async fn connect(options: ConnectOptions<'_>) -> Result<Channel, ConnectErro
             ConnectError::Unreachable(reasons)
         })),
     }
+}
+
+/// A refusal of somebody who has not proved to be the organisation's controller. Whoever is on the way can say it, so it
+/// must not end anything: it counts as trouble that may pass, and what it asks people to do is not passed on.
+fn hearsay(name: &str, refusal: Refusal) -> Refusal {
+    use RefusalCode as C;
+    let code = match refusal.code {
+        soft @ (C::Unspecified | C::Version | C::Malformed | C::Unavailable | C::Limit | C::Internal) => soft,
+        C::Unauthenticated | C::Expired | C::Revoked | C::Used | C::Policy | C::Clone | C::NotFound => {
+            C::Unavailable
+        }
+    };
+    let message = format!(
+        "{name} refused without proof that it is a controller of the organisation: {}",
+        refusal.message
+    );
+    Refusal { code, message, remedy: String::new(), retry_after_seconds: refusal.retry_after_seconds }
 }
 
 enum AttemptError {
@@ -329,7 +355,13 @@ async fn attempt(
     let welcome = match first.and_then(|m| m.message) {
         Some(from_controller::Message::Welcome(welcome)) => welcome,
         Some(from_controller::Message::Refused(refused)) => {
-            return refuse(ConnectError::Refused(refused.into()));
+            let held = |key: PublicKey| match options.anchor {
+                Anchor::KeySet(held) => held.allows(KeyUse::Tls, &key, unix_millis().max(held.issued)),
+                Anchor::Root(_) => false,
+            };
+            let refusal = Refusal::from(refused);
+            let proven = tls::peer_key(&connection).is_some_and(held);
+            return refuse(ConnectError::Refused(if proven { refusal } else { hearsay(name, refusal) }));
         }
         _ => return refuse(ConnectError::Protocol(name.to_owned())),
     };

@@ -71,6 +71,10 @@ impl Receiver {
         Self { stream, decoder: Decoder::new(limit) }
     }
 
+    pub(crate) fn set_limit(&mut self, limit: usize) {
+        self.decoder.set_limit(limit);
+    }
+
     /// The next message of a peer; `None` when the peer said that nothing follows. Cancel safe.
     pub async fn next(&mut self) -> Result<Option<proto::ToController>, ReceiveError> {
         self.read().await

@@ -10,7 +10,7 @@ use std::{
 use aws_lc_rs::hmac;
 use horizon_model::PublicKey;
 use horizon_wire::{
-    frame::MAX_TO_CONTROLLER,
+    frame::{MAX_FROM_DEVICE, MAX_HELLO, MAX_TO_CONTROLLER},
     key::SigningKey,
     proto::{self, from_controller, to_controller},
     refusal::Refusal,
@@ -140,12 +140,16 @@ impl Incoming {
             let connection = self.inner.accept()?.await?;
             let key = tls::peer_key(&connection).ok_or(HandshakeError::NoHello)?;
             let (send, receive) = connection.accept_bi().await?;
-            let mut receiver = Receiver::new(receive, MAX_TO_CONTROLLER);
+            let mut receiver = Receiver::new(receive, MAX_HELLO);
             let Some(proto::ToController { message: Some(to_controller::Message::Hello(hello)), .. }) =
                 receiver.next().await?
             else {
                 return Err(HandshakeError::NoHello);
             };
+            receiver.set_limit(match hello.role() {
+                proto::Role::Appliance => MAX_TO_CONTROLLER,
+                proto::Role::Device | proto::Role::Unspecified => MAX_FROM_DEVICE,
+            });
             Ok(Peer { key, remote, hello, sender: Sender::new(send), receiver, connection })
         };
         timeout(HANDSHAKE_TIMEOUT, opening).await.map_err(|_| HandshakeError::Timeout)?

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use horizon_channel::{Channel, ConnectError, ConnectOptions, Listener, Peer, RequestError, connect};
+use horizon_channel::{
+    Channel, ConnectError, ConnectOptions, HandshakeError, Listener, Peer, RequestError, connect,
+};
 use horizon_model::{PublicKey, RootId, Secret};
 use horizon_wire::{
     key::{self, SigningKey},
@@ -121,8 +123,65 @@ async fn refusals_arrive_and_dead_addresses_are_named() {
     let ((), refused) = join!(refuse, dial(&addresses, root()));
     assert!(matches!(refused, Err(ConnectError::Refused(r)) if r.retry_after_seconds == 3));
 
+    // A name that leads nowhere does not hold up the address after it.
+    let both = ["no.such.name.invalid:1".to_owned(), addresses[0].clone()];
+    let (_peer, channel) = join!(accept(&listener, welcome(signing(2).public())), dial(&both, root()));
+    channel.unwrap();
+
     listener.close("over").await;
     drop(listener);
     let error = dial(&["no.such.name.invalid:1".into()], root()).await.unwrap_err();
     assert!(error.to_string().contains("no.such.name.invalid:1"), "{error}");
+}
+
+#[tokio::test]
+async fn a_refusal_is_final_only_from_who_holds_a_key_of_the_organisation() {
+    let (listener, address) = listener();
+    let addresses = [address];
+    let refuse = async || {
+        let peer = listener.accept().await.unwrap().handshake().await.unwrap();
+        peer.refuse(0, Refusal::new(RefusalCode::Revoked, "you are\u{1b}[2J out", "run this")).await;
+    };
+    let hello = || proto::Hello { role: proto::Role::Device.into(), ..Default::default() };
+    let dial = async |anchor: &Anchor| {
+        let timeout = Duration::from_secs(5);
+        let (addresses, identity) = (&addresses[..], &signing(3));
+        let options = ConnectOptions { addresses, identity, anchor, hello: hello(), fwmark: None, timeout };
+        match connect(options).await {
+            Err(ConnectError::Refused(refusal)) => refusal,
+            other => panic!("{other:?}"),
+        }
+    };
+    let known = Anchor::KeySet(keyset(signing(2).public()));
+    let ((), refusal) = join!(refuse(), dial(&known));
+    assert_eq!((refusal.code, refusal.remedy.as_str()), (RefusalCode::Revoked, "run this"));
+    for strange in [Anchor::KeySet(keyset(signing(8).public())), Anchor::Root(root())] {
+        let ((), refusal) = join!(refuse(), dial(&strange));
+        assert_eq!((refusal.code, refusal.remedy.as_str()), (RefusalCode::Unavailable, ""));
+        assert!(refusal.message.contains("without proof") && refusal.message.ends_with("you are[2J out"));
+    }
+}
+
+#[tokio::test]
+async fn strangers_get_room_for_what_they_may_say_and_no_more() {
+    let (listener, address) = listener();
+    let addresses = [address];
+    let dial = async |role: proto::Role, software: String| {
+        let hello = proto::Hello { role: role.into(), software, ..Default::default() };
+        let (identity, anchor) = (&signing(3), &Anchor::Root(root()));
+        let timeout = Duration::from_secs(5);
+        connect(ConnectOptions { addresses: &addresses, identity, anchor, hello, fwmark: None, timeout }).await
+    };
+    let long = async || listener.accept().await.unwrap().handshake().await.err();
+    let (error, _) = join!(long(), dial(proto::Role::Appliance, "x".repeat(5000)));
+    assert!(matches!(error, Some(HandshakeError::Receive(_))), "{error:?}");
+
+    let name = "x".repeat(20_000);
+    for (role, fits) in [(proto::Role::Device, false), (proto::Role::Appliance, true)] {
+        let (mut peer, channel) =
+            join!(accept(&listener, welcome(signing(2).public())), dial(role, "test".into()));
+        let enrol = proto::EnrolDevice { name: name.clone(), ..Default::default() };
+        channel.unwrap().requests.notify(to_controller::Message::EnrolDevice(enrol)).await.unwrap();
+        assert_eq!(peer.receiver.next().await.is_ok(), fits, "{role:?}");
+    }
 }

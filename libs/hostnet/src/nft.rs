@@ -1,14 +1,16 @@
 //! nftables tables through the `nft` program: one atomic script in, one canonical listing out.
 
-use std::{io, path::PathBuf, process::Stdio};
+use std::{io, path::PathBuf, process::Stdio, time::Duration};
 
 use serde_json::Value;
 use thiserror::Error;
-use tokio::{io::AsyncWriteExt, process::Command};
+use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
 
 /// The largest script.
 pub const MAX_SCRIPT_BYTES: usize = 4 * 1024 * 1024;
 const MAX_MESSAGE_CHARS: usize = 500;
+/// How long the program may take; the largest script takes a small part of it.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why `nft` could not do what it was asked.
 #[derive(Debug, Error)]
@@ -34,6 +36,12 @@ pub enum NftError {
         action: String,
         /// What it said.
         message: String,
+    },
+    /// It did not end.
+    #[error("nftables did not {action} within {} seconds and was stopped; does another program hold it?", PATIENCE.as_secs())]
+    Slow {
+        /// What it was asked.
+        action: String,
     },
     /// Its answer cannot be read.
     #[error("the listing of {0} by nft cannot be read; is it nftables 0.9.3 or newer?")]
@@ -70,20 +78,21 @@ pub struct BaseChain {
 #[derive(Clone, Debug)]
 pub struct Nft {
     program: PathBuf,
+    patience: Duration,
 }
 
 impl Default for Nft {
     /// The program that is in the path, or in `/usr/sbin`, which the path of a service may lack.
     fn default() -> Self {
         let system = PathBuf::from("/usr/sbin/nft");
-        Self { program: if system.exists() { system } else { "nft".into() } }
+        Self::program(if system.exists() { system } else { "nft".into() })
     }
 }
 
 impl Nft {
     /// Another program.
     pub fn program(program: impl Into<PathBuf>) -> Self {
-        Self { program: program.into() }
+        Self { program: program.into(), patience: PATIENCE }
     }
 
     /// Carries out a script as one transaction: all of it or nothing.
@@ -148,7 +157,11 @@ impl Nft {
                 let _ = stdin.write_all(input.as_bytes()).await;
             }
         };
-        let (_, output) = tokio::join!(feed, child.wait_with_output());
+        // A program that is given up is dropped, and killed by that.
+        let answer = timeout(self.patience, async { tokio::join!(feed, child.wait_with_output()) }).await;
+        let Ok((_, output)) = answer else {
+            return Err(NftError::Slow { action: action.to_owned() });
+        };
         let output = output.map_err(failed)?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
@@ -226,5 +239,12 @@ mod tests {
     async fn a_missing_program_names_the_package() {
         let error = Nft::program("/nonexistent/nft").apply("").await.unwrap_err();
         assert!(error.to_string().contains("apt-get install nftables"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_hangs_is_given_up() {
+        let hanging = Nft { program: "/bin/sleep".into(), patience: Duration::from_millis(20) };
+        let error = hanging.run(&["600"], "", "apply a rule set").await.unwrap_err();
+        assert!(matches!(error, NftError::Slow { .. }), "{error}");
     }
 }

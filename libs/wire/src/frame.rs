@@ -4,7 +4,11 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 use thiserror::Error;
 
-/// The largest frame a controller accepts from an appliance or a device, in bytes.
+/// The largest first frame, a Hello, that a controller accepts from anybody, in bytes.
+pub const MAX_HELLO: usize = 4 * 1024;
+/// The largest frame a controller accepts from a device, in bytes. Anybody may claim to be one, and there are many.
+pub const MAX_FROM_DEVICE: usize = 16 * 1024;
+/// The largest frame a controller accepts from an appliance, in bytes.
 pub const MAX_TO_CONTROLLER: usize = 256 * 1024;
 /// The largest frame a controller sends: the whole state of an appliance with ten thousand sessions fits.
 pub const MAX_FROM_CONTROLLER: usize = 8 * 1024 * 1024;
@@ -48,6 +52,11 @@ impl Decoder {
     /// A decoder that refuses frames above `limit` bytes before they are buffered.
     pub fn new(limit: usize) -> Self {
         Self { buffer: BytesMut::new(), limit }
+    }
+
+    /// Refuses frames above `limit` bytes from the next one on.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
     }
 
     /// Takes bytes as they came.

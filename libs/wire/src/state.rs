@@ -1,7 +1,7 @@
 //! Desired state as it travels: entries as exact bytes, digests over all of them, and signed deltas between two states.
 //! A snapshot is a delta from the empty state.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use aws_lc_rs::digest::{Context as Hash, SHA256};
 use bytes::Bytes;
@@ -9,16 +9,26 @@ use horizon_model::{ApplianceState, Digest, EntryId, EntryProblem, ProblemCode, 
 use prost::Message;
 use thiserror::Error;
 
-use crate::{convert, proto};
+use crate::{convert, frame::MAX_FROM_CONTROLLER, proto};
 
 /// The most entries a state has.
 pub const MAX_ENTRIES: usize = 16_384;
-/// The largest entry, in bytes.
-pub const MAX_ENTRY_BYTES: usize = 64 * 1024;
+/// The largest entry, in bytes: a session with every rule and port that it may have fits, whatever their texts.
+pub const MAX_ENTRY_BYTES: usize = 128 * 1024;
+/// The largest state, as [`Entries::size`] counts it: a snapshot of it fits one frame of a controller.
+pub const MAX_STATE_BYTES: usize = MAX_FROM_CONTROLLER - 4096;
+/// What an entry costs in a message besides its name and bytes: three tags and their lengths.
+const ENTRY_OVERHEAD: usize = 16;
 
-/// The entries of a state as exact bytes, by name.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The entries of a state as exact bytes, by name. `Debug` shows the names only: entries hold the secrets of sessions.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Entries(BTreeMap<EntryId, Bytes>);
+
+impl fmt::Debug for Entries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys().map(EntryId::as_str)).finish()
+    }
+}
 
 impl Entries {
     /// The bytes of a state in model form.
@@ -61,6 +71,16 @@ impl Entries {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// How many bytes one entry takes in a snapshot, at most.
+    pub fn size_of(id: &EntryId, body: &[u8]) -> usize {
+        id.as_str().len() + body.len() + ENTRY_OVERHEAD
+    }
+
+    /// How many bytes all entries take in a snapshot, at most.
+    pub fn size(&self) -> usize {
+        self.0.iter().map(|(id, body)| Self::size_of(id, body)).sum()
     }
 
     /// SHA-256 over the names and bytes of all entries, each with its length.
@@ -231,6 +251,54 @@ mod tests {
                 prop_assert_eq!(result.entries, target.entries);
             }
         }
+    }
+
+    #[test]
+    fn the_largest_session_and_the_largest_state_fit() {
+        use horizon_model::{
+            DestinationRule, EntryBody, Inbound, NetworkId, PortRange, Protocol, PublicKey, Secret, SessionEntry,
+            SessionId, SessionKind, SessionNetwork,
+        };
+        let prefix = "2001:db8:1234:5678:9abc:def0:1234:5678/128".parse().unwrap();
+        let port = PortRange::new(10_000, 20_000).unwrap();
+        let rule = DestinationRule { prefix, protocol: Protocol::Icmp, ports: vec![port; 2] };
+        let network =
+            |n| SessionNetwork { network: NetworkId(n), addresses: vec![prefix; 2], inbound: Inbound::Any };
+        let id = SessionId(Uuid::from_u128(u128::MAX));
+        let session = EntryBody::Session(Box::new(SessionEntry {
+            id,
+            kind: SessionKind::Trunk,
+            peer_key: PublicKey([255; 32]),
+            secret: Secret::new([255; 32]),
+            networks: (0..64).map(|n| network(u16::MAX - n)).collect(),
+            rules: vec![rule; 1024],
+            rate_limit: Some(u64::MAX),
+        }));
+        let body = convert::encode_entry(&session);
+        assert!(body.len() <= MAX_ENTRY_BYTES, "{}", body.len());
+
+        let (mut entries, mut size) = (Entries::default(), 0);
+        for n in 0.. {
+            let id = EntryId::session(SessionId(Uuid::from_u128(n)));
+            size += Entries::size_of(&id, &body);
+            if size > MAX_STATE_BYTES {
+                break;
+            }
+            entries.0.insert(id, body.clone());
+        }
+        assert!(entries.size() <= MAX_STATE_BYTES);
+        let target = Numbered { epoch: u64::MAX, generation: u64::MAX, entries };
+        let payload = compose(ME, &Numbered::default(), &target).encode_to_vec();
+        let envelope = proto::Envelope { key: vec![1; 32], payload, signature: vec![1; 64] };
+        let message = Some(proto::from_controller::Message::State(envelope));
+        let frame = crate::frame::encode(&proto::FromController { request: u64::MAX, message });
+        assert!(frame.len() <= MAX_FROM_CONTROLLER, "{}", frame.len());
+    }
+
+    #[test]
+    fn what_is_shown_of_a_state_are_names() {
+        let entries: Entries = [(EntryId::tunnel(), Bytes::from_static(b"secret"))].into_iter().collect();
+        assert_eq!(format!("{entries:?}"), "{\"tunnel\"}");
     }
 
     #[test]

@@ -6,10 +6,10 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Output};
 
-use horizon_tests::lab::within;
+use horizon_tests::lab::eventually;
 use horizon_tests::products::{Programs, World, repository};
 
-use super::{PROMPTLY, connected, seen_by};
+use super::{connected, seen_by};
 
 fn validate(folder: &Path) -> Output {
     Command::new(&Programs::for_tests().unwrap().controller).arg("validate").arg(folder).output().unwrap()
@@ -96,7 +96,7 @@ fn a_broken_file_keeps_its_last_good_state_and_a_vanished_folder_deletes_nothing
     let policy = world.controller.file("policy.toml").unwrap();
 
     world.controller.put("policy.toml", &policy.replace("destinations", "destnations")).unwrap();
-    within(PROMPTLY, "the mistake is told", || {
+    eventually("the mistake is told", || {
         world.controller.process().ok()?.log().contains("policy.toml").then_some(())
     })
     .unwrap();
@@ -114,7 +114,7 @@ fn a_broken_file_keeps_its_last_good_state_and_a_vanished_folder_deletes_nothing
     for file in ["policy.toml", "user.toml", "server.toml"] {
         fs::remove_file(resources.join(file)).unwrap();
     }
-    within(PROMPTLY, "the emptied folder is told", || {
+    eventually("the emptied folder is told", || {
         world.controller.cli(["status"]).ok().ok()?.contains("confirm-prune").then_some(())
     })
     .unwrap();

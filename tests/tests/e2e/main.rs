@@ -34,6 +34,9 @@ fn connected(client: &Client) -> bool {
     client.status().is_ok_and(|status| status["phase"] == "connected")
 }
 
+/// How long a visitor of the web server waits for an answer that does not come.
+const READ_LIMIT: Duration = Duration::from_secs(5);
+
 /// How long a peer may take to notice that its controller was replaced: the channel's idle time-out, then a backoff.
 const RETURN: Duration = Duration::from_secs(75);
 

@@ -12,7 +12,7 @@ use horizon_wire::{
 use uuid::Uuid;
 
 use super::kit::{
-    Appliance, Controller, Device, ask, entry, fresh_key, hardware, refusal, register_message, soon,
+    Appliance, Controller, Device, ask, entry, fresh_key, hardware, refusal, register_message, session, soon,
 };
 use crate::{channel::ChannelSettings, store::tests::kit::BASICS};
 
@@ -122,6 +122,7 @@ async fn who_cannot_register_is_told_only_what_their_secret_earns() {
     controller.remove("RegistrationKey", "berlin-1").await;
     assert_eq!(try_with(Secret::new([1; 32])).await.code, RefusalCode::Unauthenticated);
     assert_eq!(try_with(token.secret.clone()).await.code, RefusalCode::Revoked);
+    assert_eq!(controller.events().await, ["registration_refused"; 3]);
     controller.stop().await;
 }
 
@@ -231,6 +232,26 @@ async fn a_second_running_copy_is_refused_and_a_restart_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_appliance_that_was_replaced_is_put_out() {
+    let mut toml = BASICS.to_owned();
+    toml.push_str(
+        "[[resource]]\napiVersion = 'horizon.dev/v1alpha1'\nkind = 'RegistrationKey'\nmetadata.name = 'berlin-2'\n\
+         spec.serverRef = 'berlin'\n",
+    );
+    let controller = Controller::start(&toml).await;
+    let mut stolen = Appliance::enrol(&controller).await;
+    stolen.take_state().await;
+    let token = controller.token("berlin-2").await;
+    let mut successor = Appliance::enrol_with(&controller, &token).await;
+    successor.take_state().await;
+    soon(async { while stolen.channel.inbox.recv().await.is_some() {} }).await;
+    assert_eq!(refusal(stolen.reconnect(&controller).await).code, RefusalCode::Unauthenticated);
+    successor.beat(Vec::new()).await;
+    assert_eq!(successor.server, stolen.server);
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_machine_needs_an_approval_and_takes_no_new_sessions() {
     let controller = Controller::start(BASICS).await;
     let key = controller.personal("ana-1").await;
@@ -270,14 +291,23 @@ async fn violations_become_events_and_problems_end_requests() {
     let key = controller.personal("ana-1").await;
     let mut appliance = Appliance::enrol(&controller).await;
     appliance.take_state().await;
-    let session = SessionId(Uuid::new_v4());
-    let violation = Violation { session, kind: ViolationKind::SpoofedSource, count: 1 };
-    appliance.report(ApplianceReport { violations: vec![violation], ..Default::default() }).await;
-    // Requests are answered in order, so the report was taken in when the beat is acknowledged.
-    appliance.beat(Vec::new()).await;
-    assert!(controller.events().await.contains(&"spoofed_source".to_owned()));
-
     let device = Device::enrolled(&controller, &key, "laptop").await;
+    let ticket = session(&device, &mut appliance, "berlin").await;
+    let spoofed = |session| Violation { session, kind: ViolationKind::SpoofedSource, count: 1 };
+    // What is said of a session that is not the appliance's own counts for nothing.
+    let report = async |appliance: &mut Appliance, session| {
+        let violations = vec![spoofed(session)];
+        appliance.report(ApplianceReport { violations, ..Default::default() }).await;
+        // Messages are taken in order, so the report was taken in when the beat is acknowledged.
+        appliance.beat(Vec::new()).await;
+        controller.events().await.contains(&"spoofed_source".to_owned())
+    };
+    assert!(!report(&mut appliance, SessionId(Uuid::new_v4())).await);
+    assert!(report(&mut appliance, ticket.session).await);
+    let end = Say::EndSession(proto::EndSession { session: ticket.session.as_bytes().to_vec() });
+    soon(device.requests().request(end)).await.unwrap();
+    appliance.lose_session().await;
+
     let asked = tokio::spawn(ask(device.requests(), "berlin".into(), None));
     let envelope = loop {
         match appliance.next().await.unwrap() {

@@ -1,6 +1,7 @@
 //! The channel on the loopback.
 
 mod appliances;
+mod changes;
 mod devices;
 mod kit;
 mod malformed;

@@ -125,6 +125,7 @@ async fn secrets_move_on_with_durable_beats() {
         generation: 4,
         active_sessions: 2,
         metrics: Metrics { load_percent: 7, ..Default::default() },
+        key: KEY,
         secret: Secret::new([secret; 32]),
         previous: Secret::new([secret - 1; 32]),
     };
@@ -137,6 +138,10 @@ async fn secrets_move_on_with_durable_beats() {
     let history = kit.store.list_beats(registered.server, 10).await.unwrap();
     assert_eq!((history.len(), history[0].counter, history[0].active_sessions), (2, 2, 2));
     assert_eq!(history[0].metrics["loadPercent"], 7);
+    // A beat of an appliance that was replaced since changes nothing.
+    let late = Beat { key: OTHER, ..beat(3, 13) };
+    assert!(matches!(beats.submit(late).await, Err(crate::store::StoreError::Replaced)));
+    assert_eq!(kit.store.list_beats(registered.server, 10).await.unwrap().len(), 2);
     assert_eq!(kit.store.prune_beats(at(12)).await.unwrap(), 1);
     assert_eq!(kit.store.list_beats(registered.server, 10).await.unwrap().len(), 1);
     assert!(
@@ -174,7 +179,8 @@ async fn challenges_count_once() {
 #[tokio::test]
 async fn a_changed_machine_waits_for_the_approval_of_its_digest() {
     let kit = Kit::with_basics().await;
-    let server = kit.register(KEY).await.server;
+    let token = kit.token().await;
+    let server = kit.store.register_server(&request(token.clone(), KEY), at(1)).await.unwrap().server;
     let same = factors(&[("cpu", "b"), ("board", "a"), ("disk/0", "c")]);
     assert_eq!(kit.store.observe_factors(server, &same, at(2)).await.unwrap(), IdentityOutcome::Same);
     let little = factors(&[("board", "a"), ("cpu", "b"), ("disk/0", "d")]);
@@ -218,6 +224,25 @@ async fn a_changed_machine_waits_for_the_approval_of_its_digest() {
     let challenge = kit.store.put_challenge(server, at(6)).await.unwrap();
     kit.store.answer_challenge(server, challenge, true, 1, at(7)).await.unwrap();
     assert!(kit.store.reissue_secret(server).await.unwrap().is_none());
+    // The digest that waits is approved while the machine reports the old factors again.
+    let third = factors(&[("board", "1"), ("cpu", "2"), ("disk/0", "3")]);
+    let IdentityOutcome::Pending { digest, .. } =
+        kit.store.observe_factors(server, &third, at(7)).await.unwrap()
+    else {
+        panic!("not pending")
+    };
+    assert_eq!(kit.store.observe_factors(server, &much, at(7)).await.unwrap(), IdentityOutcome::Same);
+    kit.put(&approve("third", digest)).await;
+    assert_eq!(kit.store.observe_factors(server, &third, at(7)).await.unwrap(), IdentityOutcome::Same);
+    assert!(!record(&kit).await.requires_verification);
+    // One that was withdrawn before it took effect does not.
+    let fourth = factors(&[("board", "6"), ("cpu", "7"), ("disk/0", "8")]);
+    kit.put(&approve("fourth", crate::store::identity::digest(&fourth))).await;
+    kit.remove("Approval", "fourth").await;
+    let outcome = kit.store.observe_factors(server, &fourth, at(7)).await.unwrap();
+    assert!(matches!(outcome, IdentityOutcome::Pending { .. }));
+    let repeated = kit.store.register_server(&request(token, KEY), at(7)).await;
+    assert!(matches!(repeated, Err(RegisterError::Quarantined(_))), "a token is no approval");
     // An approval that came first takes effect when the identity comes.
     let later = factors(&[("board", "p"), ("cpu", "q"), ("disk/0", "r")]);
     kit.put(&approve("early", crate::store::identity::digest(&later))).await;

@@ -82,3 +82,28 @@ async fn other_schemas_are_refused() {
         assert_eq!(matches!(error, StoreError::OtherSchema(1)), !newer, "{error}");
     }
 }
+
+#[tokio::test]
+async fn what_was_acknowledged_survives_the_end_of_the_process() {
+    use crate::{metrics::Metrics, store::Store};
+    use horizon_model::PublicKey;
+    let kit = Kit::with_basics().await;
+    let secret = kit.token().await;
+    let key = PublicKey([5; 32]);
+    let registered = kit
+        .store
+        .register_server(&super::kit::request(secret.clone(), key), super::kit::at(1))
+        .await
+        .unwrap();
+    // The files as a killed process leaves them: nothing was closed or written back.
+    let left = tempfile::tempdir().unwrap();
+    for file in ["horizon.db", "horizon.db-wal"] {
+        std::fs::copy(kit.dir.path().join(file), left.path().join(file)).unwrap();
+    }
+    let after = Store::open(&left.path().join("horizon.db"), &super::kit::envelope(), Metrics::default())
+        .await
+        .unwrap();
+    let again = after.register_server(&super::kit::request(secret, key), super::kit::at(2)).await.unwrap();
+    assert_eq!((again.server, again.fresh), (registered.server, false));
+    assert_eq!(again.secret.expose(), registered.secret.expose());
+}

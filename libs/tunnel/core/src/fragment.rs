@@ -194,7 +194,8 @@ impl Pending {
             self.end = Some(end);
         }
         self.bytes += part.len();
-        self.parts.push((offset, part));
+        // A part that waits must not keep the much larger chunk of memory that it was received in.
+        self.parts.push((offset, Bytes::copy_from_slice(&part)));
         Ok(())
     }
 

@@ -96,3 +96,13 @@ fn parts_do_not_wait_for_ever_and_networks_do_not_mix() {
     let late = now + REASSEMBLY_TIMEOUT;
     assert_eq!(reassembler.insert(late, NETWORK, second, vec![1; 100].into()), Ok(None));
 }
+
+#[test]
+fn parts_that_wait_do_not_keep_the_memory_they_came_in() {
+    let chunk = Bytes::from(vec![7; 64 * 1024]);
+    let first = FragmentHeader { id: 1, offset: 0, last: false };
+    let mut reassembler = Reassembler::default();
+    assert_eq!(reassembler.insert(Instant::now(), NETWORK, first, chunk.slice(9..109)), Ok(None));
+    let kept = &reassembler.pending[0].parts[0].1;
+    assert!(!chunk.as_ptr_range().contains(&kept.as_ptr()));
+}

@@ -6,6 +6,11 @@ use bytes::Bytes;
 
 /// What a queued packet costs besides its bytes.
 const OVERHEAD: usize = 64;
+/// A packet that waits keeps the whole chunk of memory that it was cut from, a quarter of a mebibyte. Smaller packets
+/// than this, and all that wait behind so many bytes, are therefore copied: else a peer that reads nothing could hold
+/// thousands of chunks with a queue of small packets.
+const COPY_BELOW: usize = 1024;
+const COPY_BEHIND: usize = 256 * 1024;
 
 /// Memory shared by all queues of a tunnel.
 #[derive(Debug)]
@@ -63,9 +68,10 @@ impl ByteQueue {
         if budget.used + cost > budget.limit {
             return Pushed::MemoryFull;
         }
+        let copied = packet.len() < COPY_BELOW || self.cost > COPY_BEHIND;
         budget.used += cost;
         self.cost += cost;
-        self.packets.push_back(packet);
+        self.packets.push_back(if copied { Bytes::copy_from_slice(&packet) } else { packet });
         Pushed::Queued { dropped }
     }
 
@@ -123,6 +129,25 @@ mod tests {
         assert_eq!(queue.pop(&mut budget).unwrap()[0], 1);
         assert_eq!(queue.clear(&mut budget), 2);
         assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn what_waits_long_or_is_small_does_not_keep_the_memory_it_came_in() {
+        let mut budget = MemoryBudget::new(1 << 20);
+        let mut queue = ByteQueue::new(1 << 20);
+        let chunk = Bytes::from(vec![7; 64 * 1024]);
+        let inside = |packet: &Bytes| chunk.as_ptr_range().contains(&packet.as_ptr());
+        queue.push(&mut budget, chunk.slice(10..1400));
+        queue.push(&mut budget, chunk.slice(10..60));
+        assert!(inside(&queue.pop(&mut budget).unwrap()));
+        let small = queue.pop(&mut budget).unwrap();
+        assert!(!inside(&small) && small == chunk.slice(10..60));
+        while queue.cost() <= COPY_BEHIND {
+            queue.push(&mut budget, chunk.slice(0..1400));
+        }
+        queue.push(&mut budget, chunk.slice(0..1400));
+        let kept = std::iter::from_fn(|| queue.pop(&mut budget)).filter(inside).count();
+        assert_eq!(kept, COPY_BEHIND.div_ceil(1400 + OVERHEAD));
     }
 
     #[test]

@@ -91,6 +91,7 @@ pub mod from_controller {
 }
 /// Exact bytes under a signature. The context that is signed with them is known from where the envelope stands.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct Envelope {
     /// the Ed25519 public key that signed
     #[prost(bytes = "vec", tag = "1")]
@@ -404,6 +405,7 @@ pub struct StateDelta {
     pub removes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct RawEntry {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,

@@ -1,3 +1,4 @@
+use horizon_model::SessionConflict;
 use proptest::prelude::*;
 use uuid::Uuid;
 
