@@ -41,6 +41,9 @@ fmt: setup ## format the sources
 lint: setup
 	@echo "== format"; $(CARGO) fmt --all --check
 	@echo "== lints";  $(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@# Only checked here, so libFuzzer itself need not be compiled.
+	@echo "== fuzz targets"; CUSTOM_LIBFUZZER_PATH=/unused.a \
+	  $(CARGO) check --quiet --manifest-path fuzz/Cargo.toml --target-dir $(TARGET)/fuzz/check
 
 test: lint ## format, lints, generated files, unit and end-to-end tests (20 minutes cold, 5 warm, on 2 cores)
 	@echo "== build";  $(CARGO) build --locked --workspace --all-targets

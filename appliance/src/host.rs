@@ -187,7 +187,7 @@ impl Host {
                 },
                 // What cannot be seen is not relied on; the attempt to replace it says why. What is to end still ends.
                 Err(error) => {
-                    tracing::warn!(%error, "cannot look at the packet filter");
+                    tracing::debug!(%error, "cannot look at the packet filter");
                     Table::Changed
                 }
             };

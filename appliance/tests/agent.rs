@@ -7,7 +7,7 @@ mod common;
 
 use std::{net::UdpSocket, path::Path};
 
-use common::{Controller, Program, enrolled, isolated, sh, status, until};
+use common::{Controller, Neighbour, Program, enrolled, isolated, sh, status, until};
 use horizon_hostnet::{Events, Net, Nft, Sysctls, TABLE_MAIN};
 use horizon_model::{
     EgressEntry, EntryBody, EntryId, Inbound, Incarnation, NetworkId, ProblemCode, PublicKey, Secret,
@@ -163,6 +163,89 @@ fn drift_is_repaired_restarts_go_on_and_stopping_leaves_nothing() {
 }
 
 #[test]
+fn nothing_is_open_without_the_packet_filter() {
+    isolated("nothing_is_open_without_the_packet_filter", || async {
+        Sysctls::default().write(FORWARD, "0").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mut controller = Controller::new();
+        let state = enrolled(&controller, &dir).await;
+        controller.change([base(free_port()), vec![session(1, "10.64.0.2/32")]].concat());
+        let (net, mut events) = (Net::open().unwrap(), Events::open().unwrap());
+        // The real program, until the file `broken` is there.
+        let (nft, real, broken) =
+            (dir.path().join("fake"), dir.path().join("nft"), dir.path().join("broken"));
+        std::fs::copy("/usr/sbin/nft", &real).unwrap();
+        let script = format!(
+            "#!/bin/sh\n[ -e {} ] && {{ echo no such kernel >&2; exit 1; }}\nexec {} \"$@\"\n",
+            broken.display(),
+            real.display()
+        );
+        std::fs::write(&nft, script).unwrap();
+        sh(&format!("chmod 755 {}", nft.display()));
+        std::fs::write(&broken, "").unwrap();
+
+        let program = Program::run_with_nft(&state, &nft);
+        let (mut peer, _) = controller.attach().await;
+        peer.say(0, controller.snapshot()).await;
+        let report = peer.report(|r| r.generation == 1).await;
+        let problem = |id: EntryId| report.problems.iter().find(|p| p.entry == id).unwrap().message.as_str();
+        assert!(problem(EntryId::egress()).contains("no such kernel"));
+        assert!(problem(session(1, "10.64.0.2/32").0).contains("waits for the packet filter"));
+        assert!(report.sessions.is_empty() && as_found(&net).await);
+
+        // It is tried again.
+        std::fs::remove_file(&broken).unwrap();
+        until(&mut events, "the whole state", || in_force(&net)).await;
+        let report = peer.report(|r| r.problems.is_empty()).await;
+        assert_eq!(report.sessions.len(), 1);
+
+        // What is open is shut when the filter goes and does not come back.
+        std::fs::write(&broken, "").unwrap();
+        sh("nft delete table inet horizon");
+        until(&mut events, "as it was found", || as_found(&net)).await;
+        // A session that ends does end.
+        controller.change(base(free_port()));
+        peer.say(0, controller.snapshot()).await;
+        let report = peer.report(|r| r.generation == 2).await;
+        assert!(report.sessions.is_empty(), "{report:?}");
+        std::fs::remove_file(&broken).unwrap();
+        until(&mut events, "the whole state", || in_force(&net)).await;
+
+        program.signal(Signal::SIGTERM);
+        assert!(program.ended().await);
+        assert!(as_found(&net).await);
+    });
+}
+
+#[test]
+fn a_host_that_was_no_router_routes_for_the_tunnel_only() {
+    isolated("a_host_that_was_no_router_routes_for_the_tunnel_only", || async {
+        let dir = tempfile::tempdir().unwrap();
+        let mut controller = Controller::new();
+        let state = enrolled(&controller, &dir).await;
+        controller.change(base(free_port()));
+        let (net, mut events) = (Net::open().unwrap(), Events::open().unwrap());
+        let (one, two, guest) =
+            (Neighbour::new("lan0", 1), Neighbour::new("lan1", 2), Neighbour::new("docker9", 3));
+        for (found, reaches) in [("1", true), ("0", false)] {
+            Sysctls::default().write(FORWARD, found).unwrap();
+            assert_eq!(one.reaches(&two), reaches, "before, with {found}");
+            let program = Program::run(&state);
+            let (mut peer, _) = controller.attach().await;
+            peer.say(0, controller.snapshot()).await;
+            peer.report(|r| r.generation == 1 && r.problems.is_empty()).await;
+            until(&mut events, "the whole state", || in_force(&net)).await;
+            assert_eq!(one.reaches(&two), reaches, "between two networks, with {found}");
+            assert_eq!(one.reaches(&guest), reaches, "toward a guest, with {found}");
+            assert!(guest.reaches(&two), "a guest goes out, with {found}");
+            program.signal(Signal::SIGTERM);
+            assert!(program.ended().await);
+            assert_eq!(Sysctls::default().read(FORWARD).unwrap(), found);
+        }
+    });
+}
+
+#[test]
 fn a_state_that_is_not_for_us_changes_nothing() {
     isolated("a_state_that_is_not_for_us_changes_nothing", || async {
         let dir = tempfile::tempdir().unwrap();
@@ -204,6 +287,8 @@ fn a_state_that_is_not_for_us_changes_nothing() {
             controller.sealed(delta[..delta.len() - 3].to_vec()),
         ] {
             peer.say(0, wrong).await;
+            let report = peer.report(|r| r.problems.iter().any(|p| p.entry.as_str() == "state")).await;
+            assert_eq!((report.generation, report.digest), (1, Some(good.entries.digest())));
         }
         // A key that is not in the KeySet may be in a newer one, which only a new conversation brings.
         for wrong in [envelope::seal(Context::State, &stranger, delta.clone()), unsigned] {
@@ -244,6 +329,14 @@ fn a_state_that_is_not_for_us_changes_nothing() {
         assert!(problem("future").message.contains("tunnel.v9"));
         assert_eq!(problem("nonsense").code, ProblemCode::Invalid);
         assert_eq!(report.problems.len(), 2);
+
+        // What cannot be written to the disk is in force all the same, and told.
+        std::fs::create_dir(state.join("state.new")).unwrap();
+        controller.state = Numbered { generation: 3, ..good.clone() };
+        peer.say(0, controller.snapshot()).await;
+        let report = peer.report(|r| r.generation == 3).await;
+        assert_eq!((report.problems.len(), report.problems[0].code), (1, ProblemCode::System));
+        assert!(report.problems[0].message.contains("cannot write"), "{:?}", report.problems);
     });
 }
 

@@ -37,6 +37,8 @@ impl Agent {
         match heard {
             Heard::Attached { remote, keyset, server_name, public_address } => {
                 self.keyset = Some(keyset);
+                // What was refused, the controller sends again, or something better.
+                self.unkept.take_if(|problem| problem.code == ProblemCode::Invalid);
                 self.controller = ControllerStatus {
                     connected: true,
                     address: Some(remote),

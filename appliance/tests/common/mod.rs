@@ -95,6 +95,21 @@ impl Program {
         Self { child: Self::command(state).arg("run").spawn().unwrap() }
     }
 
+    /// Runs it where `nft` is another program, and nothing else differs.
+    pub(crate) fn run_with_nft(state: &Path, nft: &Path) -> Self {
+        let real = Self::command(state);
+        let mut command = tokio::process::Command::new("unshare");
+        command
+            .args(["--mount", "sh", "-ec", "mount --bind \"$0\" /usr/sbin/nft; exec \"$@\""])
+            .arg(nft)
+            .arg(real.as_std().get_program())
+            .args(real.as_std().get_args())
+            .arg("run")
+            .env("HORIZON_APPLIANCE_LOG", "debug,h2=info")
+            .kill_on_drop(true);
+        Self { child: command.spawn().unwrap() }
+    }
+
     pub(crate) fn enrol(state: &Path, token: &str) -> Self {
         let mut command = Self::command(state);
         command.args(["enroll", "-"]).stdin(Stdio::piped());
@@ -304,4 +319,54 @@ pub(crate) async fn enrolled(controller: &Controller, dir: &tempfile::TempDir) -
     controller.register().await;
     assert!(program.ended().await);
     state
+}
+
+/// Another machine, on a link of its own.
+pub(crate) struct Neighbour {
+    holder: std::process::Child,
+    address: String,
+}
+
+impl Neighbour {
+    /// A machine in 10.200.N.0/24, whose router is this host at `link`.
+    pub(crate) fn new(link: &str, n: u8) -> Self {
+        let mut holder = Command::new("unshare")
+            .args(["--net", "sh", "-c", "echo; exec sleep 600"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Its first word says that it is in its own network.
+        std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        let address = format!("10.200.{n}.2");
+        let neighbour = Self { holder, address };
+        let pid = neighbour.holder.id();
+        sh(&format!(
+            "ip link add {link} type veth peer name wan netns {pid}
+             ip address add 10.200.{n}.1/24 dev {link}; ip link set {link} up"
+        ));
+        neighbour.sh(&format!(
+            "ip address add {}/24 dev wan; ip link set wan up; ip route add default via 10.200.{n}.1",
+            neighbour.address
+        ));
+        neighbour
+    }
+
+    fn sh(&self, line: &str) -> bool {
+        let pid = self.holder.id().to_string();
+        let mut command = Command::new("nsenter");
+        command.args(["--net", "--target", &pid, "sh", "-ec", line]).stdout(Stdio::null());
+        command.status().unwrap().success()
+    }
+
+    /// Whether an echo comes back from another.
+    pub(crate) fn reaches(&self, other: &Self) -> bool {
+        self.sh(&format!("ping -c 3 -i 0.2 -W 1 {}", other.address))
+    }
+}
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
 }

@@ -8,7 +8,7 @@ use std::{
 use horizon_channel::{Listener, Peer};
 use horizon_model::{
     Capability, DeviceId, Inbound, KeyId, NetworkId, PublicKey, Secret, ServerId, SessionConflict, SessionId,
-    Ticket, TicketNetwork,
+    TaggedSecret, Ticket, TicketNetwork,
 };
 use horizon_tunnel as tunnel;
 use horizon_wire::{
@@ -117,7 +117,7 @@ impl Organisation {
             controllers: vec![self.address.to_string()],
             root: key::root_id(&self.shared.root.public()),
             id: KEY_ID,
-            secret: Secret::new([secret; 32]),
+            secret: TaggedSecret::new(&[secret; 32], [secret; 4]),
         }
         .encode()
     }
@@ -213,7 +213,7 @@ fn refused(code: RefusalCode, message: &str, remedy: &str) -> From {
 fn answer(shared: &Shared, device_key: &PublicKey, asked: To) -> Option<From> {
     let mut state = shared.state.lock().unwrap();
     Some(match asked {
-        To::EnrolDevice(enrol) if enrol.secret == [7; 32] && enrol.key_id == KEY_ID.as_bytes() => {
+        To::EnrolDevice(enrol) if enrol.secret == [7; 36] && enrol.key_id == KEY_ID.as_bytes() => {
             From::DeviceEnrolled(proto::DeviceEnrolled {
                 device_id: DEVICE.as_bytes().to_vec(),
                 user: "ana".into(),

@@ -1,6 +1,6 @@
 //! The strings people paste, put together from what the controller is and a secret.
 
-use horizon_model::{KeyId, RootId, Secret};
+use horizon_model::{KeyId, RootId, Secret, TaggedSecret};
 use horizon_wire::token::{PersonalKey, RegistrationToken};
 
 /// What every such string says of the controller.
@@ -20,7 +20,7 @@ impl Strings {
     }
 
     /// A personal key as its user pastes it.
-    pub fn personal_key(&self, id: KeyId, secret: Secret) -> String {
+    pub fn personal_key(&self, id: KeyId, secret: TaggedSecret) -> String {
         PersonalKey { controllers: self.advertise.clone(), root: self.root, id, secret }.encode()
     }
 }

@@ -3,7 +3,7 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use horizon_controller_core::{DeviceStanding, GrantFacts, Purpose, ServerStanding, grant, servers_for};
-use horizon_model::{DeviceId, KeyId, Secret, SessionId};
+use horizon_model::{DeviceId, KeyId, SessionId, TaggedSecret};
 use horizon_wire::{
     convert,
     proto::{self, from_controller::Message as Say, to_controller::Message as Heard},
@@ -186,7 +186,7 @@ impl Device<'_> {
         self.context.check_lockout(self.remote)?;
         let malformed = |field: &str| refusals::malformed(&format!("the field '{field}' has another length"));
         let key = KeyId::from_slice(&enrol.key_id).ok_or_else(|| malformed("key_id"))?;
-        let secret = Secret::from_slice(&enrol.secret).ok_or_else(|| malformed("secret"))?;
+        let secret = TaggedSecret::from_slice(&enrol.secret).ok_or_else(|| malformed("secret"))?;
         let info = convert::decode_device(enrol).map_err(|e| refusals::malformed(&e.to_string()))?;
         let enrolled = match self.context.store.enrol_device(key, &secret, self.remote.key, &info, now).await
         {

@@ -2,7 +2,7 @@
 
 use horizon_controller_core::DeviceStanding;
 use horizon_crds::{Name, Resource};
-use horizon_model::{DeviceId, DeviceInfo, KeyId, PublicKey, Secret};
+use horizon_model::{DeviceId, DeviceInfo, KeyId, PublicKey, TaggedSecret};
 use jiff::Timestamp;
 use serde::Serialize;
 use thiserror::Error;
@@ -167,7 +167,7 @@ impl Store {
     pub async fn enrol_device(
         &self,
         key: KeyId,
-        secret: &Secret,
+        secret: &TaggedSecret,
         public_key: PublicKey,
         info: &DeviceInfo,
         now: Timestamp,

@@ -2,7 +2,7 @@
 
 use argon2::{Algorithm, Argon2, Params, Version};
 use horizon_crds::KindName;
-use horizon_model::{KeyId, Secret};
+use horizon_model::{KeyId, TaggedSecret};
 use jiff::Timestamp;
 
 use super::{
@@ -23,8 +23,8 @@ const SALT_BYTES: usize = 16;
 pub struct PersonalSecret {
     /// The key.
     pub key: KeyId,
-    /// Its secret: 224 random bits and a tag of 32 bits by which garbage is told before anything is computed.
-    pub secret: Secret,
+    /// Its secret.
+    pub secret: TaggedSecret,
 }
 
 impl Store {
@@ -69,7 +69,7 @@ impl Store {
 
     /// Whether a secret is the key's. Garbage is told by its tag, without the database and the hash; an unknown key takes
     /// as long as a known one.
-    pub(super) async fn proves(&self, key: KeyId, secret: &Secret) -> Result<bool, StoreError> {
+    pub(super) async fn proves(&self, key: KeyId, secret: &TaggedSecret) -> Result<bool, StoreError> {
         if !self.sealer().plausible(key, secret) {
             return Ok(false);
         }
@@ -87,13 +87,13 @@ impl Store {
     }
 
     /// Argon2id (RFC 9106), off the async threads and few at a time.
-    async fn hash(&self, secret: Secret, salt: Vec<u8>) -> Result<[u8; 32], StoreError> {
+    async fn hash(&self, secret: TaggedSecret, salt: Vec<u8>) -> Result<[u8; 32], StoreError> {
         let _permit = self.inner.hashing.acquire().await.map_err(|_| StoreError::Closed)?;
         let hashed = tokio::task::spawn_blocking(move || {
             let params = Params::new(MEMORY_KIB, PASSES, LANES, None).expect("the parameters are constants");
             let mut out = [0; 32];
             Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
-                .hash_password_into(secret.expose(), &salt, &mut out)
+                .hash_password_into(secret.split().0, &salt, &mut out)
                 .map(|()| out)
         });
         match hashed.await {

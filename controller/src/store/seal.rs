@@ -5,7 +5,7 @@ use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey},
     hmac,
 };
-use horizon_model::{KeyId, Secret};
+use horizon_model::{KeyId, Secret, TaggedSecret};
 use thiserror::Error;
 
 /// The key that everything sealed in the database hangs on. It lies in a file of its own.
@@ -36,9 +36,6 @@ impl Place {
         }
     }
 }
-
-/// How many bytes of a personal key's secret are random; the rest is the tag.
-const TAGGED_BYTES: usize = 28;
 
 /// Seals and opens, and makes the tags of personal keys.
 pub(super) struct Sealer {
@@ -88,18 +85,16 @@ impl Sealer {
     }
 
     /// Completes the random part of a personal key's secret by its tag.
-    pub(super) fn tagged(&self, key: KeyId, random: &[u8; TAGGED_BYTES]) -> Secret {
-        let tag = self.tag(key, random);
-        let mut secret = [0; 32];
-        secret[..TAGGED_BYTES].copy_from_slice(random);
-        secret[TAGGED_BYTES..].copy_from_slice(&tag.as_ref()[..32 - TAGGED_BYTES]);
-        Secret::new(secret)
+    pub(super) fn tagged(&self, key: KeyId, random: &[u8; 32]) -> TaggedSecret {
+        let mut tag = [0; TaggedSecret::TAG_BYTES];
+        tag.copy_from_slice(&self.tag(key, random).as_ref()[..TaggedSecret::TAG_BYTES]);
+        TaggedSecret::new(random, tag)
     }
 
     /// Whether a secret can be one that this controller made for the key. What cannot is garbage: it reaches neither the
     /// database nor the costly hash.
-    pub(super) fn plausible(&self, key: KeyId, secret: &Secret) -> bool {
-        let (random, tag) = secret.expose().split_at(TAGGED_BYTES);
+    pub(super) fn plausible(&self, key: KeyId, secret: &TaggedSecret) -> bool {
+        let (random, tag) = secret.split();
         horizon_wire::heartbeat::equal(&self.tag(key, random).as_ref()[..tag.len()], tag)
     }
 
@@ -145,10 +140,10 @@ mod tests {
     fn only_secrets_made_here_are_plausible() {
         let sealer = Sealer::new(&EnvelopeKey(Secret::new([1; 32])));
         let key = KeyId(Uuid::from_u128(5));
-        let secret = sealer.tagged(key, &[9; TAGGED_BYTES]);
+        let secret = sealer.tagged(key, &[9; 32]);
         assert!(sealer.plausible(key, &secret));
         assert!(!sealer.plausible(KeyId(Uuid::from_u128(6)), &secret));
-        assert!(!sealer.plausible(key, &Secret::new([9; 32])));
+        assert!(!sealer.plausible(key, &TaggedSecret::new(&[9; 32], [9; 4])));
         assert!(!Sealer::new(&EnvelopeKey(Secret::new([2; 32]))).plausible(key, &secret));
     }
 }

@@ -172,14 +172,15 @@ impl Requests {
         let (answer, answered) = oneshot::channel();
         self.shared.waiting().as_mut().ok_or(RequestError::Gone)?.insert(request, answer);
         let _forget = Forget { shared: &self.shared, request };
-        self.outbox
-            .send(proto::ToController { request, message: Some(message) })
-            .await
-            .map_err(|_| RequestError::Gone)?;
+        // A controller that does not read holds a request up as well as one that does not answer.
+        let answered = async {
+            let message = proto::ToController { request, message: Some(message) };
+            self.outbox.send(message).await.map_err(|_| RequestError::Gone)?;
+            answered.await.map_err(|_| RequestError::Gone)
+        };
         match timeout(REQUEST_TIMEOUT, answered).await {
             Ok(Ok(from_controller::Message::Refused(refused))) => Err(RequestError::Refused(refused.into())),
-            Ok(Ok(message)) => Ok(message),
-            Ok(Err(_)) => Err(RequestError::Gone),
+            Ok(answer) => answer,
             Err(_) => Err(RequestError::Timeout),
         }
     }
@@ -187,7 +188,10 @@ impl Requests {
     /// Tells something that has no answer.
     pub async fn notify(&self, message: to_controller::Message) -> Result<(), RequestError> {
         let message = proto::ToController { request: 0, message: Some(message) };
-        self.outbox.send(message).await.map_err(|_| RequestError::Gone)
+        match timeout(REQUEST_TIMEOUT, self.outbox.send(message)).await {
+            Ok(sent) => sent.map_err(|_| RequestError::Gone),
+            Err(_) => Err(RequestError::Timeout),
+        }
     }
 
     /// Ends the conversation.
@@ -277,7 +281,7 @@ pub async fn connect(options: ConnectOptions<'_>) -> Result<Channel, ConnectErro
 
 /// A refusal of somebody who has not proved to be the organisation's controller. Whoever is on the way can say it, so it
 /// must not end anything: it counts as trouble that may pass, and what it asks people to do is not passed on.
-fn hearsay(name: &str, refusal: Refusal) -> Refusal {
+fn hearsay(name: &str, refusal: &Refusal) -> Refusal {
     use RefusalCode as C;
     let code = match refusal.code {
         soft @ (C::Unspecified | C::Version | C::Malformed | C::Unavailable | C::Limit | C::Internal) => soft,
@@ -361,7 +365,7 @@ async fn attempt(
             };
             let refusal = Refusal::from(refused);
             let proven = tls::peer_key(&connection).is_some_and(held);
-            return refuse(ConnectError::Refused(if proven { refusal } else { hearsay(name, refusal) }));
+            return refuse(ConnectError::Refused(if proven { refusal } else { hearsay(name, &refusal) }));
         }
         _ => return refuse(ConnectError::Protocol(name.to_owned())),
     };

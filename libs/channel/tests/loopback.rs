@@ -170,7 +170,8 @@ async fn strangers_get_room_for_what_they_may_say_and_no_more() {
         let hello = proto::Hello { role: role.into(), software, ..Default::default() };
         let (identity, anchor) = (&signing(3), &Anchor::Root(root()));
         let timeout = Duration::from_secs(5);
-        connect(ConnectOptions { addresses: &addresses, identity, anchor, hello, fwmark: None, timeout }).await
+        connect(ConnectOptions { addresses: &addresses, identity, anchor, hello, fwmark: None, timeout })
+            .await
     };
     let long = async || listener.accept().await.unwrap().handshake().await.err();
     let (error, _) = join!(long(), dial(proto::Role::Appliance, "x".repeat(5000)));

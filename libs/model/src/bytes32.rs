@@ -125,6 +125,47 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// The secret of a personal key: 256 random bits, and a tag of 32 bits by which the controller tells garbage before it
+/// computes anything costly. Wiped when dropped; `Debug` shows nothing of it.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct TaggedSecret([u8; Self::BYTES]);
+
+impl TaggedSecret {
+    /// Length of the tag.
+    pub const TAG_BYTES: usize = 4;
+    /// Length of both.
+    pub const BYTES: usize = 32 + Self::TAG_BYTES;
+
+    /// Puts a secret and its tag together.
+    pub fn new(random: &[u8; 32], tag: [u8; Self::TAG_BYTES]) -> Self {
+        let mut bytes = [0; Self::BYTES];
+        bytes[..32].copy_from_slice(random);
+        bytes[32..].copy_from_slice(&tag);
+        Self(bytes)
+    }
+
+    /// Reads exactly 36 bytes; `None` when the length is another.
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    /// The bytes, for the string that people paste and the controller they are sent to only.
+    pub fn expose(&self) -> &[u8; Self::BYTES] {
+        &self.0
+    }
+
+    /// The random part and the tag.
+    pub fn split(&self) -> (&[u8], &[u8]) {
+        self.0.split_at(32)
+    }
+}
+
+impl fmt::Debug for TaggedSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TaggedSecret(..)")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,5 +184,8 @@ mod tests {
     #[test]
     fn secrets_do_not_show() {
         assert_eq!(format!("{:?}", Secret::new([9; 32])), "Secret(..)");
+        let tagged = TaggedSecret::new(&[9; 32], [8; 4]);
+        assert_eq!(tagged.split(), (&[9; 32][..], &[8; 4][..]));
+        assert_eq!(format!("{tagged:?}"), "TaggedSecret(..)");
     }
 }

@@ -10,7 +10,7 @@ mod session;
 mod state;
 
 pub use access::{Capability, DestinationRule, InvalidPorts, PortRange, Protocol};
-pub use bytes32::{Digest, InvalidBytes, PublicKey, RootId, Secret};
+pub use bytes32::{Digest, InvalidBytes, PublicKey, RootId, Secret, TaggedSecret};
 pub use id::{DeviceId, Incarnation, KeyId, NetworkId, ServerId, SessionId};
 pub use identity::{DeviceInfo, Factor, FactorKind, IdentityChange};
 pub use report::{ApplianceReport, EntryProblem, ProblemCode, SessionUsage, Violation, ViolationKind};

@@ -14,7 +14,17 @@ macro_rules! redacted {
     };
 }
 
-redacted!(Envelope, RawEntry, Register, Registered, Session, EnrolDevice, Ticket, RegistrationToken, PersonalKey);
+redacted!(
+    Envelope,
+    RawEntry,
+    Register,
+    Registered,
+    Session,
+    EnrolDevice,
+    Ticket,
+    RegistrationToken,
+    PersonalKey
+);
 
 #[cfg(test)]
 mod tests {
@@ -24,7 +34,8 @@ mod tests {
     fn what_carries_a_secret_shows_no_byte_of_it() {
         let secret = vec![0xab; 32];
         let session = proto::Session { secret: secret.clone(), ..Default::default() };
-        let body = proto::EntryBody { body: Some(proto::entry_body::Body::Session(session)), ..Default::default() };
+        let body =
+            proto::EntryBody { body: Some(proto::entry_body::Body::Session(session)), ..Default::default() };
         let entry = proto::RawEntry { id: "session/1".into(), body: secret.clone() };
         let delta = proto::StateDelta { upserts: vec![entry], ..Default::default() };
         let envelope = proto::Envelope { payload: secret.clone(), ..Default::default() };
@@ -33,7 +44,8 @@ mod tests {
             request: 1,
             message: Some(proto::from_controller::Message::Ticket(envelope)),
         };
-        let enrol = proto::to_controller::Message::EnrolDevice(proto::EnrolDevice { secret, ..Default::default() });
+        let enrol =
+            proto::to_controller::Message::EnrolDevice(proto::EnrolDevice { secret, ..Default::default() });
         let shown = format!("{body:?} {delta:?} {state:?} {ticket:?} {enrol:?}");
         assert!(!shown.contains("171") && shown.contains("Envelope(..)"), "{shown}");
     }

@@ -256,8 +256,8 @@ mod tests {
     #[test]
     fn the_largest_session_and_the_largest_state_fit() {
         use horizon_model::{
-            DestinationRule, EntryBody, Inbound, NetworkId, PortRange, Protocol, PublicKey, Secret, SessionEntry,
-            SessionId, SessionKind, SessionNetwork,
+            DestinationRule, EntryBody, Inbound, NetworkId, PortRange, Protocol, PublicKey, Secret,
+            SessionEntry, SessionId, SessionKind, SessionNetwork,
         };
         let prefix = "2001:db8:1234:5678:9abc:def0:1234:5678/128".parse().unwrap();
         let port = PortRange::new(10_000, 20_000).unwrap();

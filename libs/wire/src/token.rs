@@ -4,7 +4,7 @@
 //! from a wrong secret before anything is sent.
 
 use data_encoding::BASE32_NOPAD;
-use horizon_model::{KeyId, RootId, Secret};
+use horizon_model::{KeyId, RootId, Secret, TaggedSecret};
 use prost::Message;
 use thiserror::Error;
 
@@ -84,8 +84,8 @@ pub struct PersonalKey {
     pub root: RootId,
     /// The key.
     pub id: KeyId,
-    /// The secret; 256 random bits.
-    pub secret: Secret,
+    /// The secret and its tag.
+    pub secret: TaggedSecret,
 }
 
 impl PersonalKey {
@@ -107,7 +107,7 @@ impl PersonalKey {
             controllers: controllers(raw.controllers)?,
             root: RootId::from_slice(&raw.root_id).ok_or(TokenError::Damaged)?,
             id: KeyId::from_slice(&raw.key_id).ok_or(TokenError::Damaged)?,
-            secret: Secret::from_slice(&raw.secret).ok_or(TokenError::Damaged)?,
+            secret: TaggedSecret::from_slice(&raw.secret).ok_or(TokenError::Damaged)?,
         })
     }
 }

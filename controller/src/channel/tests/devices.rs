@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use horizon_model::{ApplianceReport, NetworkId, Secret, SessionUsage};
+use horizon_model::{ApplianceReport, NetworkId, SessionUsage, TaggedSecret};
 use horizon_wire::{
     convert,
     proto::{self, RefusalCode, from_controller::Message as Said, to_controller::Message as Say},
@@ -112,7 +112,7 @@ async fn revoking_a_device_or_a_key_ends_its_session() {
     assert_eq!(refusal(other.request("berlin", None).await).code, RefusalCode::Revoked);
     assert_eq!(refusal(Device::connect(&controller).await.enrol(&key, "x").await).code, RefusalCode::Revoked);
     // A wrong secret of the same key is told nothing.
-    let wrong = (key.0, Secret::new([7; 32]));
+    let wrong = (key.0, TaggedSecret::new(&[7; 32], [7; 4]));
     let refused = refusal(Device::connect(&controller).await.enrol(&wrong, "x").await);
     assert_eq!(refused.code, RefusalCode::Unauthenticated);
     controller.stop().await;

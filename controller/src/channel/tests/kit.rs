@@ -8,7 +8,8 @@ use std::{
 use horizon_channel::{Channel, ConnectError, ConnectOptions, RequestError, Requests, connect};
 use horizon_controller_core::Index;
 use horizon_model::{
-    ApplianceReport, EntryId, Incarnation, KeyId, PublicKey, Secret, ServerId, SessionId, Ticket,
+    ApplianceReport, EntryId, Incarnation, KeyId, PublicKey, Secret, ServerId, SessionId, TaggedSecret,
+    Ticket,
 };
 use horizon_wire::{
     Message as _, convert,
@@ -140,7 +141,7 @@ impl Controller {
         }
     }
 
-    pub(super) async fn personal(&self, key: &str) -> (KeyId, Secret) {
+    pub(super) async fn personal(&self, key: &str) -> (KeyId, TaggedSecret) {
         let key = KeyId(self.uid("PersonalKey", key).await);
         (key, self.store.issue_personal_secret(key, Timestamp::now()).await.unwrap().secret)
     }
@@ -384,7 +385,7 @@ impl Device {
         Self { key, channel }
     }
 
-    pub(super) async fn enrolled(controller: &Controller, key: &(KeyId, Secret), name: &str) -> Self {
+    pub(super) async fn enrolled(controller: &Controller, key: &(KeyId, TaggedSecret), name: &str) -> Self {
         let device = Self::connect(controller).await;
         device.enrol(key, name).await.unwrap();
         device
@@ -392,7 +393,7 @@ impl Device {
 
     pub(super) async fn enrol(
         &self,
-        (key, secret): &(KeyId, Secret),
+        (key, secret): &(KeyId, TaggedSecret),
         name: &str,
     ) -> Result<Said, RequestError> {
         let message = proto::EnrolDevice {

@@ -115,7 +115,7 @@ async fn addresses_that_fail_too_often_are_locked_out() {
     let controller = Controller::start(&toml).await;
     let key = controller.personal("ana-1").await;
     let mut appliance = Appliance::enrol(&controller).await;
-    let wrong = (key.0, horizon_model::Secret::new([7; 32]));
+    let wrong = (key.0, horizon_model::TaggedSecret::new(&[7; 32], [7; 4]));
     for _ in 0..3 {
         let device = Device::connect(&controller).await;
         assert_eq!(refusal(device.enrol(&wrong, "x").await).code, RefusalCode::Unauthenticated);

@@ -1,7 +1,7 @@
 //! Personal keys and devices.
 
 use horizon_controller_core::DeviceStanding;
-use horizon_model::{KeyId, PublicKey, Secret};
+use horizon_model::{KeyId, PublicKey, TaggedSecret};
 
 use super::kit::{Kit, at, device_info};
 use crate::store::{EnrolError, IssueError};
@@ -45,15 +45,15 @@ async fn a_key_enrols_devices_up_to_the_limit() {
 async fn enrolments_are_refused_for_the_right_reason() {
     let kit = Kit::with_basics().await;
     let (id, secret) = kit.personal_key().await;
-    let enrol = async |id: KeyId, secret: &Secret, now: i64| {
+    let enrol = async |id: KeyId, secret: &TaggedSecret, now: i64| {
         kit.store.enrol_device(id, secret, key(1), &device_info("laptop"), at(now)).await
     };
     // Garbage, and what only looks right.
-    assert!(matches!(enrol(id, &Secret::new([1; 32]), 1).await, Err(EnrolError::Unknown)));
-    let forged = kit.store.sealer().tagged(id, &[7; 28]);
+    assert!(matches!(enrol(id, &TaggedSecret::new(&[1; 32], [1; 4]), 1).await, Err(EnrolError::Unknown)));
+    let forged = kit.store.sealer().tagged(id, &[7; 32]);
     assert!(matches!(enrol(id, &forged, 1).await, Err(EnrolError::Unknown)));
     let nobody = KeyId(uuid::Uuid::from_u128(1));
-    let forged = kit.store.sealer().tagged(nobody, &[7; 28]);
+    let forged = kit.store.sealer().tagged(nobody, &[7; 32]);
     assert!(matches!(enrol(nobody, &forged, 1).await, Err(EnrolError::Unknown)));
 
     let suspended =

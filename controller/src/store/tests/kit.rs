@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use horizon_controller_core::{Index, Origin, Stored};
 use horizon_crds::{Resource, ResourceId};
-use horizon_model::{Capability, DeviceInfo, Factor, FactorKind, KeyId, PublicKey, Secret, ServerId};
+use horizon_model::{
+    Capability, DeviceInfo, Factor, FactorKind, KeyId, PublicKey, Secret, ServerId, TaggedSecret,
+};
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -143,7 +145,7 @@ impl Kit {
     }
 
     /// The personal key of the basics, with its secret.
-    pub(crate) async fn personal_key(&self) -> (KeyId, Secret) {
+    pub(crate) async fn personal_key(&self) -> (KeyId, TaggedSecret) {
         let key = KeyId(self.uid("PersonalKey", "ana-1").await);
         let issued = self.store.issue_personal_secret(key, at(0)).await.unwrap();
         (key, issued.secret)

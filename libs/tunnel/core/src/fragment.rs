@@ -129,7 +129,7 @@ impl Reassembler {
         now: Instant,
         network: NetworkId,
         header: FragmentHeader,
-        part: Bytes,
+        part: &[u8],
     ) -> Result<Option<Bytes>, ReassemblyError> {
         self.expire(now);
         let offset = usize::from(header.offset);
@@ -177,8 +177,8 @@ impl Reassembler {
 }
 
 impl Pending {
-    fn insert(&mut self, offset: usize, end: usize, last: bool, part: Bytes) -> Result<(), ReassemblyError> {
-        if self.parts.iter().any(|(at, known)| *at == offset && *known == part) {
+    fn insert(&mut self, offset: usize, end: usize, last: bool, part: &[u8]) -> Result<(), ReassemblyError> {
+        if self.parts.iter().any(|(at, known)| *at == offset && *known == *part) {
             return Ok(()); // the same datagram again
         }
         if self.parts.len() >= MAX_PARTS {
@@ -195,7 +195,7 @@ impl Pending {
         }
         self.bytes += part.len();
         // A part that waits must not keep the much larger chunk of memory that it was received in.
-        self.parts.push((offset, Bytes::copy_from_slice(&part)));
+        self.parts.push((offset, Bytes::copy_from_slice(part)));
         Ok(())
     }
 

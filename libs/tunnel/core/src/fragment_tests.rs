@@ -46,9 +46,9 @@ proptest! {
         let last = parts.len() - 1;
         for (index, (header, part)) in parts.into_iter().enumerate() {
             if repeated && index < last {
-                prop_assert_eq!(reassembler.insert(now, NETWORK, header, part.clone()), Ok(None));
+                prop_assert_eq!(reassembler.insert(now, NETWORK, header, &part), Ok(None));
             }
-            let joined = reassembler.insert(now, NETWORK, header, part).unwrap();
+            let joined = reassembler.insert(now, NETWORK, header, &part).unwrap();
             prop_assert_eq!(joined.is_some(), index == last);
             if let Some(joined) = joined {
                 prop_assert_eq!(&joined[..], &packet[..]);
@@ -64,7 +64,7 @@ proptest! {
         let (mut reassembler, now) = (Reassembler::default(), Instant::now());
         for (id, offset, last, length) in steps {
             let header = FragmentHeader { id, offset, last };
-            let _ = reassembler.insert(now, NETWORK, header, vec![1; length].into());
+            let _ = reassembler.insert(now, NETWORK, header, &vec![1; length]);
             prop_assert!(reassembler.pending.len() <= MAX_PENDING && reassembler.bytes <= MAX_PENDING_BYTES);
             let kept: usize = reassembler.pending.iter().map(|p| p.parts.iter().map(|(_, b)| b.len()).sum::<usize>()).sum();
             prop_assert_eq!(kept, reassembler.bytes);
@@ -77,11 +77,11 @@ fn contradictions_end_a_packet() {
     let now = Instant::now();
     let part = |offset, last| FragmentHeader { id: 1, offset, last };
     let mut reassembler = Reassembler::default();
-    assert_eq!(reassembler.insert(now, NETWORK, part(0, false), vec![0; 100].into()), Ok(None));
-    let overlap = reassembler.insert(now, NETWORK, part(50, true), vec![1; 100].into());
+    assert_eq!(reassembler.insert(now, NETWORK, part(0, false), &[0; 100]), Ok(None));
+    let overlap = reassembler.insert(now, NETWORK, part(50, true), &[1; 100]);
     assert_eq!(overlap, Err(ReassemblyError::Contradiction));
     assert_eq!(reassembler.bytes, 0, "the rest of the packet is gone too");
-    let empty = reassembler.insert(now, NETWORK, part(0, true), Bytes::new());
+    let empty = reassembler.insert(now, NETWORK, part(0, true), &[]);
     assert_eq!(empty, Err(ReassemblyError::Extent));
 }
 
@@ -91,10 +91,10 @@ fn parts_do_not_wait_for_ever_and_networks_do_not_mix() {
     let first = FragmentHeader { id: 1, offset: 0, last: false };
     let second = FragmentHeader { id: 1, offset: 100, last: true };
     let mut reassembler = Reassembler::default();
-    assert_eq!(reassembler.insert(now, NETWORK, first, vec![0; 100].into()), Ok(None));
-    assert_eq!(reassembler.insert(now, NetworkId(1), second, vec![1; 100].into()), Ok(None));
+    assert_eq!(reassembler.insert(now, NETWORK, first, &[0; 100]), Ok(None));
+    assert_eq!(reassembler.insert(now, NetworkId(1), second, &[1; 100]), Ok(None));
     let late = now + REASSEMBLY_TIMEOUT;
-    assert_eq!(reassembler.insert(late, NETWORK, second, vec![1; 100].into()), Ok(None));
+    assert_eq!(reassembler.insert(late, NETWORK, second, &[1; 100]), Ok(None));
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn parts_that_wait_do_not_keep_the_memory_they_came_in() {
     let chunk = Bytes::from(vec![7; 64 * 1024]);
     let first = FragmentHeader { id: 1, offset: 0, last: false };
     let mut reassembler = Reassembler::default();
-    assert_eq!(reassembler.insert(Instant::now(), NETWORK, first, chunk.slice(9..109)), Ok(None));
+    assert_eq!(reassembler.insert(Instant::now(), NETWORK, first, &chunk[9..109]), Ok(None));
     let kept = &reassembler.pending[0].parts[0].1;
     assert!(!chunk.as_ptr_range().contains(&kept.as_ptr()));
 }

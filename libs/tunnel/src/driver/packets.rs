@@ -136,7 +136,7 @@ impl Driver {
             None => (datagram.slice(start..), Some(datagram)),
             Some(fragment) => {
                 let Some(session) = self.session(slot) else { return };
-                match session.reassembler.insert(now, network, fragment, datagram.slice(start..)) {
+                match session.reassembler.insert(now, network, fragment, &datagram[start..]) {
                     Ok(Some(packet)) => (packet, None),
                     Ok(None) => return,
                     Err(_) => return self.forwarder.count_drop(slot, DropReason::Reassembly),

@@ -512,6 +512,7 @@ pub struct Rule {
 pub struct EnrolDevice {
     #[prost(bytes = "vec", tag = "1")]
     pub key_id: ::prost::alloc::vec::Vec<u8>,
+    /// 32 random bytes and a tag of 4
     #[prost(bytes = "vec", tag = "2")]
     pub secret: ::prost::alloc::vec::Vec<u8>,
     #[prost(string, tag = "3")]
@@ -652,6 +653,7 @@ pub struct PersonalKey {
     pub root_id: ::prost::alloc::vec::Vec<u8>,
     #[prost(bytes = "vec", tag = "3")]
     pub key_id: ::prost::alloc::vec::Vec<u8>,
+    /// 32 random bytes and a tag of 4
     #[prost(bytes = "vec", tag = "4")]
     pub secret: ::prost::alloc::vec::Vec<u8>,
 }
