@@ -43,6 +43,10 @@ lab() {
   this user may not make namespaces: run as root, or allow it with
   'sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0' (Ubuntu) or
   'sudo sysctl kernel.unprivileged_userns_clone=1' (older Debian)."
+    elif [ "$(id -u)" = 0 ] && ! unshare --net --mount true 2>/dev/null; then
+        trouble="$trouble
+  root may not make namespaces here: a container needs '--privileged', or '--cap-add SYS_ADMIN --cap-add NET_ADMIN
+  --security-opt seccomp=unconfined --security-opt apparmor=unconfined'."
     fi
 }
 

@@ -55,6 +55,17 @@ pub enum RunError {
     /// The keys cannot be used.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// The keys are not those that were used last.
+    #[error(
+        "the keys are KeySet {found}, but KeySet {newest} was in use before: data/keys is older than the database, \
+         restore the newer one"
+    )]
+    OldKeys {
+        /// What was found.
+        found: u64,
+        /// What was in use.
+        newest: u64,
+    },
     /// The database cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -138,6 +149,8 @@ impl App {
         let metrics = Metrics::default();
         let registry = metrics.registry();
         let health = Health::default();
+        // Known before anybody can ask.
+        let (resources_ready, control_ready) = (health.part("resources"), health.part("control channel"));
         let strings = Strings { advertise: advertise(&config), root: keys.root_id() };
 
         // What the system may refuse comes before what does work.
@@ -148,6 +161,10 @@ impl App {
         let metrics_address = metrics_listener.local_addr().map_err(refused)?;
         let api_listener = api::bind(&config.socket).await?;
         let store = Store::open(&config.data.join("horizon.db"), &keys.envelope, metrics.clone()).await?;
+        let newest = store.note_keyset(keys.keyset.version, started_at).await?;
+        if newest > keys.keyset.version {
+            return Err(RunError::OldKeys { found: keys.keyset.version, newest });
+        }
         let live: Arc<dyn Live> = Arc::new(InProcess::default());
 
         let (stopper, stop) = stop::stop();
@@ -174,7 +191,7 @@ impl App {
             store: store.clone(),
             live: live.clone(),
             metrics: metrics.clone(),
-            ready: health.part("resources"),
+            ready: resources_ready,
             stop: stop.clone(),
         };
         let (engine, task) = Engine::start(EngineOptions { source, limit }, engine_parts).await?;
@@ -188,7 +205,6 @@ impl App {
             live: live.clone(),
         };
         add("delivery", Box::pin(deliver::run(delivery, stop.clone())));
-        let control_ready = health.part("control channel");
         let channel = listen(&config, |listen| ChannelOptions {
             listen,
             keys: keys.clone(),

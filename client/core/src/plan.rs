@@ -6,14 +6,23 @@
 //! |---|---|---|
 //! | 18519 | destinations that stay outside: SSH logins, and local networks inside a wider route of the session | main |
 //! | 18520 | all but marked packets | 18521: the session's routes, as far as they are no default routes |
-//! | 18521 | all | main, its default routes ignored: the local links stay reachable |
+//! | 18521 | the other local networks | main, its default routes ignored |
 //! | 18522 | all but marked packets | 18522: the session's default routes |
 //!
-//! The last two exist only when the session has a default route in either family. The family without one then gets an
-//! `unreachable` default, so that nothing leaves beside the tunnel in silence. Nothing in the host's own tables is
-//! touched, therefore nothing there has to be put back.
+//! The last two exist only when the session has a default route in either family. Each family then gets an `unreachable`
+//! default besides, so that nothing leaves beside the tunnel in silence: neither in the family that the session lacks,
+//! nor while the device is missing. Nothing in the host's own tables is touched, therefore nothing there has to be put
+//! back.
+//!
+//! A local network is one that the host is directly on and whose addresses are private or link-local. No other route of
+//! the main table counts: whoever runs the local network writes that table (DHCP option 121, RFC 4191 route information)
+//! and could lead the session's traffic past the tunnel (CVE-2024-3661, CVE-2023-36672).
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    cmp::Reverse,
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use horizon_model::{NetworkId, Ticket, TicketNetwork};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -34,8 +43,26 @@ const KEEP: u32 = 18519;
 const SPECIFIC: u32 = 18520;
 const LOCAL: u32 = 18521;
 const DEFAULT: u32 = 18522;
-/// The most destinations that stay outside; beyond it the narrowest are kept.
+/// The most destinations that stay outside: logins first, then the narrowest of the local networks.
 const MAX_KEPT: usize = 64;
+/// Addresses that a local network may have: private (RFC 1918, RFC 6598, RFC 4193) and link-local (RFC 3927, RFC 4291).
+const PRIVATE: [IpNet; 7] = [
+    private_v4([10, 0, 0, 0], 8),
+    private_v4([172, 16, 0, 0], 12),
+    private_v4([192, 168, 0, 0], 16),
+    private_v4([100, 64, 0, 0], 10),
+    private_v4([169, 254, 0, 0], 16),
+    private_v6(0xfc00, 7),
+    private_v6(0xfe80, 10),
+];
+
+const fn private_v4([a, b, c, d]: [u8; 4], prefix_len: u8) -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix_len))
+}
+
+const fn private_v6(start: u16, prefix_len: u8) -> IpNet {
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(start, 0, 0, 0, 0, 0, 0, 0), prefix_len))
+}
 
 /// The version of the Internet protocol that a rule speaks of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -76,7 +103,7 @@ pub enum Change {
         table: u32,
         /// To where.
         to: IpNet,
-        /// Through which device; `None` makes the destination unreachable.
+        /// Through which device; `None` makes the destination unreachable where no other route of the table leads to it.
         device: Option<String>,
         /// The source address it prefers.
         source: Option<IpAddr>,
@@ -101,10 +128,13 @@ pub enum Change {
 /// What the plan needs to know of the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// Networks that the host's main table leads to, default routes apart.
-    pub local: Vec<IpNet>,
-    /// The far ends of SSH logins to this host.
-    pub ssh_peers: Vec<IpAddr>,
+    /// Networks that the host is directly on, as its main table has them.
+    pub on_link: Vec<IpNet>,
+    /// The far end of the SSH login that the session was asked for from.
+    pub ssh_peer: Option<IpAddr>,
+    /// The far ends of whatever is connected to the SSH port, logged in or not. They count only without
+    /// [`ssh_peer`](Self::ssh_peer): each stays outside the tunnel.
+    pub ssh_connected: Vec<IpAddr>,
     /// Whether the kernel drops packets whose answer would leave through another link (`rp_filter` 1). The tunnel's
     /// server is then kept outside by its address, because the answer's route is looked up without the mark.
     pub strict_reverse_path: bool,
@@ -153,7 +183,6 @@ pub fn plan(ticket: &Ticket, observed: &Observed, device: &str) -> Vec<Change> {
     changes.extend(addresses.iter().map(|a| Change::Address { device: device.to_owned(), address: *a }));
 
     let reached = reached(ticket);
-    let has = |to: &IpNet| reached.iter().any(|r| r.to == *to);
     let (defaults, specific): (Vec<&Reached>, Vec<&Reached>) =
         reached.iter().partition(|r| r.to.prefix_len() == 0);
     // IPv6 chooses well by itself among the addresses of one network, and a preferred source must not be tentative.
@@ -168,37 +197,25 @@ pub fn plan(ticket: &Ticket, observed: &Observed, device: &str) -> Vec<Change> {
     changes.extend(specific.iter().map(|r| route(TABLE_SPECIFIC, r)));
     changes.extend(defaults.iter().map(|r| route(TABLE_DEFAULT, r)));
     if !defaults.is_empty() {
-        let missing = [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())];
-        changes.extend(missing.into_iter().filter(|n| !has(n)).map(|to| Change::Route {
-            table: TABLE_DEFAULT,
-            to,
-            device: None,
-            source: None,
-        }));
+        let all = [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())];
+        let closed = |to| Change::Route { table: TABLE_DEFAULT, to, device: None, source: None };
+        changes.extend(all.map(closed));
     }
-    changes.extend(kept(ticket, observed, &specific).into_iter().map(|to| Change::Rule {
-        family: family(to.addr()),
-        priority: KEEP,
-        table: TABLE_MAIN,
-        unmarked_only: false,
-        ignore_default: false,
-        to: Some(to),
-    }));
+    changes.extend(kept(ticket, observed, &specific, !defaults.is_empty()));
     for family in [Family::V4, Family::V6] {
-        let rule = |priority, table, unmarked_only, ignore_default| Change::Rule {
+        let rule = |priority, table| Change::Rule {
             family,
             priority,
             table,
-            unmarked_only,
-            ignore_default,
+            unmarked_only: true,
+            ignore_default: false,
             to: None,
         };
         if specific.iter().any(|r| self::family(r.to.addr()) == family) {
-            changes.push(rule(SPECIFIC, TABLE_SPECIFIC, true, false));
+            changes.push(rule(SPECIFIC, TABLE_SPECIFIC));
         }
         if !defaults.is_empty() {
-            changes.push(rule(LOCAL, TABLE_MAIN, false, true));
-            changes.push(rule(DEFAULT, TABLE_DEFAULT, true, false));
+            changes.push(rule(DEFAULT, TABLE_DEFAULT));
         }
     }
     changes
@@ -215,24 +232,49 @@ fn source(network: &TicketNetwork, to: IpNet) -> Option<IpAddr> {
     network.addresses.iter().find(same).map(IpNet::addr)
 }
 
-fn kept(ticket: &Ticket, observed: &Observed, specific: &[&Reached]) -> BTreeSet<IpNet> {
-    let mut kept: BTreeSet<IpNet> = BTreeSet::new();
-    if observed.strict_reverse_path {
-        kept.extend(ticket.addresses.iter().map(|a| single(a.ip())));
-    }
-    let usable = |ip: &&IpAddr| !ip.is_loopback() && !ip.is_unspecified();
-    kept.extend(observed.ssh_peers.iter().filter(usable).map(|ip| single(*ip)));
-    // A local network inside a wider route stays local, as the longest prefix would decide in one table.
-    let mut local: Vec<IpNet> = observed
-        .local
-        .iter()
-        .map(IpNet::trunc)
-        .filter(|l| specific.iter().any(|r| r.to != *l && r.to.contains(l)))
-        .filter(|l| !specific.iter().any(|r| l.contains(&r.to)))
-        .collect();
-    local.sort_by_key(|l| std::cmp::Reverse(l.prefix_len()));
-    kept.extend(local);
-    kept.into_iter().take(MAX_KEPT).collect()
+/// The rules of what stays outside the tunnel, the most important first, so that none pushes out those before it.
+fn kept(ticket: &Ticket, observed: &Observed, specific: &[&Reached], full: bool) -> Vec<Change> {
+    let rule = |priority, ignore_default, to: IpNet| Change::Rule {
+        family: family(to.addr()),
+        priority,
+        table: TABLE_MAIN,
+        unmarked_only: false,
+        ignore_default,
+        to: Some(to),
+    };
+    let servers = ticket.addresses.iter().map(|a| a.ip()).filter(|_| observed.strict_reverse_path);
+    let connected = observed.ssh_connected.iter().copied().filter(|_| observed.ssh_peer.is_none());
+    let hosts = observed.ssh_peer.into_iter().chain(servers).chain(connected);
+    let hosts = hosts.filter(|ip| !ip.is_loopback() && !ip.is_unspecified());
+    let hosts = hosts.map(|ip| rule(KEEP, false, single(ip)));
+    // A local network that was left while the session lasts must not lead to the main table's default route.
+    let local = local(ticket, observed, specific, full).into_iter().map(|(at, to)| rule(at, true, to));
+    let mut seen = BTreeSet::new();
+    hosts.chain(local).filter(|rule| seen.insert(rule.clone())).take(MAX_KEPT).collect()
+}
+
+/// The local networks that stay reachable beside the session's routes, the narrowest first, each with the place of its
+/// rule: before the session's specific routes if one of them is wider, as the longest prefix would decide in one table;
+/// after them otherwise.
+fn local(ticket: &Ticket, observed: &Observed, specific: &[&Reached], full: bool) -> Vec<(u32, IpNet)> {
+    let is_private = |l: &IpNet| PRIVATE.iter().any(|p| p.contains(l));
+    let addresses: Vec<&IpNet> = ticket.networks.iter().flat_map(|n| &n.addresses).collect();
+    let mut local: Vec<IpNet> = observed.on_link.iter().map(IpNet::trunc).filter(is_private).collect();
+    // Where the session has an address of its own, its networks are meant.
+    local.retain(|l| !addresses.iter().any(|a| l.contains(&a.addr())));
+    local.sort_by_key(|l| (Reverse(l.prefix_len()), *l));
+    local
+        .into_iter()
+        .filter_map(|l| {
+            let in_wider = specific.iter().any(|r| r.to.contains(&l));
+            let has_narrower = specific.iter().any(|r| l.contains(&r.to));
+            match (in_wider, has_narrower) {
+                (true, false) => Some((KEEP, l)),
+                (false, _) if full => Some((LOCAL, l)),
+                _ => None,
+            }
+        })
+        .collect()
 }
 
 /// The network of one address.

@@ -7,9 +7,12 @@ use uuid::Uuid;
 
 use super::*;
 
+fn nets(list: &[&str]) -> Vec<IpNet> {
+    list.iter().map(|t| t.parse().unwrap()).collect()
+}
+
 /// A ticket with the given networks: (id, addresses, routes).
 pub(crate) fn ticket(networks: &[(u16, &[&str], &[&str])]) -> Ticket {
-    let nets = |list: &[&str]| list.iter().map(|t| t.parse().unwrap()).collect();
     Ticket {
         session: SessionId(Uuid::from_u128(1)),
         server: ServerId(Uuid::from_u128(2)),
@@ -64,10 +67,9 @@ fn a_full_ipv4_tunnel_closes_ipv6() {
         "device hzn-client mtu 1420",
         "address 100.64.0.5/32 dev hzn-client",
         "route 0.0.0.0/0 dev hzn-client src 100.64.0.5 table 18522",
+        "unreachable 0.0.0.0/0 table 18522",
         "unreachable ::/0 table 18522",
-        "V4 18521: lookup 254 suppress 0",
         "V4 18522: not fwmark lookup 18522",
-        "V6 18521: lookup 254 suppress 0",
         "V6 18522: not fwmark lookup 18522",
     ];
     assert_eq!(shown(&plan(&ticket, &Observed::default(), DEVICE)), expected);
@@ -98,18 +100,68 @@ fn resolvers_logins_and_narrower_local_networks_get_their_way() {
     let mut ticket = ticket(&[(0, &["100.64.0.5/32"], &["10.0.0.0/8", "192.168.5.0/24", "192.168.9.7/32"])]);
     ticket.dns = vec!["9.9.9.9".parse().unwrap(), "2620:fe::fe".parse().unwrap()];
     let observed = Observed {
-        local: ["10.1.2.0/24", "192.168.5.0/24", "192.168.9.0/24", "172.16.0.0/16"]
-            .map(|t| t.parse().unwrap())
-            .to_vec(),
-        ssh_peers: vec!["198.51.100.7".parse().unwrap(), Ipv4Addr::LOCALHOST.into()],
+        on_link: nets(&["10.1.2.0/24", "192.168.5.0/24", "192.168.9.0/24", "172.16.0.0/16"]),
+        ssh_peer: None,
+        ssh_connected: vec!["198.51.100.7".parse().unwrap(), Ipv4Addr::LOCALHOST.into()],
         strict_reverse_path: true,
     };
     let shown = shown(&plan(&ticket, &observed, "t"));
     assert!(shown.contains(&"route 9.9.9.9/32 dev t src 100.64.0.5 table 18521".into()), "{shown:#?}");
     let kept: Vec<_> = shown.iter().filter(|s| s.contains(" 18519: ")).collect();
-    let expected = ["10.1.2.0/24", "198.51.100.7/32", "203.0.113.9/32"]
-        .map(|to| format!("V4 18519: to {to} lookup 254"));
-    assert_eq!(kept, expected.iter().collect::<Vec<_>>());
+    let expected = [
+        "V4 18519: to 203.0.113.9/32 lookup 254",
+        "V4 18519: to 198.51.100.7/32 lookup 254",
+        "V4 18519: to 10.1.2.0/24 lookup 254 suppress 0",
+    ];
+    assert_eq!(kept, expected);
+}
+
+#[test]
+fn what_the_local_network_announces_never_beats_a_full_tunnel() {
+    let networks: &[(u16, &[&str], &[&str])] = &[
+        (0, &["100.64.0.5/32", "fd00::5/128"], &["0.0.0.0/0", "::/0"]),
+        (1, &["10.7.0.3/24"], &["10.7.0.0/24"]),
+    ];
+    let observed = Observed {
+        on_link: nets(&[
+            "0.0.0.0/1",
+            "128.0.0.0/1",
+            "2000::/3",
+            "203.0.0.0/8",
+            "192.0.0.0/8",
+            "192.168.1.0/24",
+            "192.168.1.0/24",
+            "fe80::/64",
+            // The session's own, in a wider and in the same network.
+            "100.64.0.0/10",
+            "10.7.0.0/24",
+        ]),
+        ..Observed::default()
+    };
+    let shown = shown(&plan(&ticket(networks), &observed, "t"));
+    let outside: Vec<_> = shown.iter().filter(|s| s.contains("lookup 254")).collect();
+    let expected =
+        ["V6 18521: to fe80::/64 lookup 254 suppress 0", "V4 18521: to 192.168.1.0/24 lookup 254 suppress 0"];
+    assert_eq!(outside, expected);
+}
+
+#[test]
+fn strangers_at_the_ssh_port_push_nobody_out() {
+    let ticket = ticket(&[(0, &["100.64.0.5/32"], &["0.0.0.0/0"])]);
+    let outside = |observed: &Observed| -> Vec<IpNet> {
+        let to = |c: Change| if let Change::Rule { to, .. } = c { to } else { None };
+        plan(&ticket, observed, "t").into_iter().filter_map(to).collect()
+    };
+    let mut observed = Observed {
+        on_link: nets(&["192.168.1.0/24"]),
+        ssh_peer: Some("198.51.100.7".parse().unwrap()),
+        ssh_connected: (0..100).map(|n| Ipv4Addr::new(1, 1, 1, n).into()).collect(),
+        strict_reverse_path: true,
+    };
+    assert_eq!(outside(&observed), nets(&["198.51.100.7/32", "203.0.113.9/32", "192.168.1.0/24"]));
+    observed.ssh_peer = None;
+    let found = outside(&observed);
+    assert_eq!((found.len(), found[0]), (MAX_KEPT, "203.0.113.9/32".parse().unwrap()));
 }
 
 /// A host as a set of facts. The kernel refuses what it already has.
@@ -147,7 +199,7 @@ prop_compose! {
         networks in prop::collection::vec(
             (prop::collection::vec(any_net(), 0..3), prop::collection::vec(any_net(), 0..5)), 0..4),
         dns in prop::collection::vec(any::<[u8; 4]>(), 0..3),
-        local in prop::collection::vec(any_net(), 0..5),
+        on_link in prop::collection::vec(any_net(), 0..5),
         strict in any::<bool>(),
     ) -> (Ticket, Observed) {
         let mut made = ticket(&[]);
@@ -155,7 +207,9 @@ prop_compose! {
             id: NetworkId(id as u16), name: String::new(), addresses, routes, inbound: Inbound::AnswersOnly,
         }).collect();
         made.dns = dns.into_iter().map(IpAddr::from).collect();
-        let observed = Observed { local, ssh_peers: made.dns.clone(), strict_reverse_path: strict };
+        let observed = Observed {
+            on_link, ssh_peer: None, ssh_connected: made.dns.clone(), strict_reverse_path: strict,
+        };
         (made, observed)
     }
 }
@@ -180,8 +234,10 @@ proptest! {
     #[test]
     fn a_family_is_never_left_beside_a_full_tunnel((ticket, observed) in any_case()) {
         let plan = plan(&ticket, &observed, DEVICE);
-        let default = |v4: bool| plan.iter().any(|c| matches!(c,
-            Change::Route { table: TABLE_DEFAULT, to, .. } if to.prefix_len() == 0 && to.addr().is_ipv4() == v4));
-        prop_assert_eq!(default(true), default(false));
+        let default = |v4: bool, device: bool| plan.iter().any(|c| matches!(c,
+            Change::Route { table: TABLE_DEFAULT, to, device: d, .. }
+                if to.prefix_len() == 0 && to.addr().is_ipv4() == v4 && d.is_some() == device));
+        let full = default(true, true) || default(false, true);
+        prop_assert_eq!((default(true, false), default(false, false)), (full, full));
     }
 }

@@ -321,7 +321,8 @@ impl Actor {
             Internal::Abandoned => {
                 let phase = self.machine.phase();
                 let unfinished = matches!(phase, Phase::Requesting | Phase::Connecting);
-                if unfinished && self.waiters.iter().all(|w| w.to.is_closed()) {
+                self.waiters.retain(|w| !w.to.is_closed());
+                if unfinished && self.waiters.is_empty() {
                     tracing::info!("nobody waits for the connection any more");
                     self.machine.handle_disconnect();
                 }

@@ -17,6 +17,9 @@ use super::store::{Store, StoreError};
 /// The port of SSH logins.
 const SSH_PORT: u16 = 22;
 
+/// The metric that every other route beats.
+const LAST_METRIC: u32 = u32::MAX;
+
 /// A change that could not be made or undone.
 #[derive(Debug, Error)]
 pub(super) enum HostError {
@@ -42,7 +45,7 @@ impl From<HostError> for Failure {
     }
 }
 
-/// What the plan needs to know of the host now.
+/// What the plan needs to know of the host now. It cannot tell which login the session was asked for from.
 pub(super) async fn observe(net: &Net) -> Result<Observed, HostError> {
     let links = net.links().await?;
     let strict = |link: &str| {
@@ -53,22 +56,17 @@ pub(super) async fn observe(net: &Net) -> Result<Observed, HostError> {
         // The kernel takes the higher of both.
         value("all").max(value(link)) == 1
     };
-    let local = net.routes(TABLE_MAIN).await?;
-    let local = local.iter().filter(|r| r.kind == RouteKind::Unicast && r.destination.prefix_len() > 0);
+    let routes = net.routes(TABLE_MAIN).await?;
+    let on_link =
+        routes.iter().filter(|r| r.kind == RouteKind::Unicast && r.link.is_some() && r.gateway.is_none());
     let tables =
         ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| std::fs::read_to_string(path).unwrap_or_default());
     Ok(Observed {
-        local: local.map(|r| r.destination).filter(|d| !is_link_local(d)).collect(),
-        ssh_peers: tables.iter().flat_map(|t| ssh::established(t, SSH_PORT)).collect(),
+        on_link: on_link.map(|r| r.destination).collect(),
+        ssh_peer: None,
+        ssh_connected: tables.iter().flat_map(|t| ssh::established(t, SSH_PORT)).collect(),
         strict_reverse_path: links.iter().any(|l| l.up && !l.loopback && strict(&l.name)),
     })
-}
-
-fn is_link_local(network: &ipnet::IpNet) -> bool {
-    match network {
-        ipnet::IpNet::V4(n) => n.addr().is_link_local() || n.addr().is_multicast(),
-        ipnet::IpNet::V6(n) => n.addr().is_unicast_link_local() || n.addr().is_multicast(),
-    }
 }
 
 /// Makes changes in their order. The device of the plan must exist.
@@ -180,6 +178,7 @@ async fn route(net: &Net, change: &Change) -> Result<Option<Route>, HostError> {
     if link.is_none() {
         route.link = None;
         route.kind = RouteKind::Unreachable;
+        route.metric = LAST_METRIC;
     }
     route.source = *source;
     Ok(Some(route))

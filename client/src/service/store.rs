@@ -3,7 +3,7 @@
 
 use std::{
     fmt, fs, io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -29,6 +29,9 @@ use zeroize::Zeroizing;
 
 /// The largest file that is read, in bytes.
 const MAX_FILE: u64 = 8 * 1024 * 1024;
+
+/// The mode bits that let the group or all others write.
+const OTHERS_WRITE: u32 = 0o022;
 
 /// Pause between two looks at a lock that somebody holds.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
@@ -101,10 +104,21 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Opens the directory, and makes it (mode 0700) where it is missing.
+    /// Opens the directory, and makes it (mode 0700) where it is missing. One that others can put files into is refused.
     pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
+        let failed = |action, cause: String| StoreError { action, path: dir.into(), cause };
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-        made.map_err(|e| StoreError { action: "make", path: dir.into(), cause: e.to_string() })?;
+        made.map_err(|e| failed("make", e.to_string()))?;
+        let found = fs::metadata(dir).map_err(|e| failed("open", e.to_string()))?;
+        let (owner, user) = (found.uid(), rustix::process::geteuid().as_raw());
+        if owner != user {
+            let cause =
+                format!("it belongs to the user with id {owner}; run: chown -R {user} {}", dir.display());
+            return Err(failed("use", cause));
+        }
+        if found.mode() & OTHERS_WRITE != 0 {
+            return Err(failed("use", format!("others can change it; run: chmod 700 {}", dir.display())));
+        }
         Ok(Self { dir: dir.into() })
     }
 
@@ -144,7 +158,6 @@ impl Store {
         let mut seed = Zeroizing::new([0; 32]);
         rand::fill(&mut *seed).map_err(|_| self.error("make", NAME, "the system has no randomness"))?;
         self.write(NAME, &*seed)?;
-        self.sync(NAME).map_err(|e| self.error("write", NAME, e))?;
         Ok(SigningKey::from_seed(Secret::new(*seed)))
     }
 
@@ -181,8 +194,7 @@ impl Store {
         Journal::decode(&bytes).map(Some).map_err(|e| self.error("use", NAME, e))
     }
 
-    /// Keeps the journal so that it outlives this process, or forgets it. It outlives the machine after
-    /// [`sync_journal`](Self::sync_journal).
+    /// Keeps the journal, or forgets it.
     pub(super) fn set_journal(&self, journal: Option<&Journal>) -> Result<(), StoreError> {
         const NAME: &str = "journal.json";
         let Some(journal) = journal else { return self.remove(NAME) };
@@ -191,12 +203,6 @@ impl Store {
             return Err(self.error("write", NAME, "it would be too large"));
         }
         self.write(NAME, &bytes)
-    }
-
-    /// Makes the journal durable.
-    pub(super) fn sync_journal(&self) -> Result<(), StoreError> {
-        const NAME: &str = "journal.json";
-        self.sync(NAME).map_err(|e| self.error("write", NAME, e))
     }
 
     fn read(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
@@ -217,24 +223,25 @@ impl Store {
 
     fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), StoreError> {
         let bytes = serde_json::to_vec_pretty(value).map_err(|e| self.error("write", name, e))?;
-        self.write(name, &Zeroizing::new(bytes))?;
-        self.sync(name).map_err(|e| self.error("write", name, e))
+        self.write(name, &Zeroizing::new(bytes))
     }
 
-    /// Replaces a file: the new one is whole before it takes the name.
+    /// Replaces a file so that after a crash at any point, of the machine too, it is the old one or the new one, whole.
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        let failed = |e: io::Error| self.error("write", name, e);
-        let temporary = self.dir.join(format!(".{name}.new"));
-        let mut options = fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        let mut file = options.open(&temporary).map_err(failed)?;
-        io::Write::write_all(&mut file, bytes).map_err(failed)?;
-        fs::rename(&temporary, self.dir.join(name)).map_err(failed)
-    }
-
-    fn sync(&self, name: &str) -> io::Result<()> {
-        fs::File::open(self.dir.join(name))?.sync_all()?;
-        fs::File::open(&self.dir)?.sync_all()
+        let new = self.dir.join(format!(".{name}.new"));
+        let written = || -> io::Result<()> {
+            // What a crash left there may have another mode.
+            match fs::remove_file(&new) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+            io::Write::write_all(&mut file, bytes)?;
+            file.sync_all()?;
+            fs::rename(&new, self.dir.join(name))?;
+            fs::File::open(&self.dir)?.sync_all()
+        };
+        written().map_err(|e| self.error("write", name, e))
     }
 
     fn remove(&self, name: &str) -> Result<(), StoreError> {
@@ -281,6 +288,30 @@ mod tests {
         fs::write(dir.path().join("state/device.key"), b"short").unwrap();
         let error = store.device_key().unwrap_err().to_string();
         assert!(error.contains("device.key") && error.contains("32 bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_that_others_can_change_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for (mode, usable) in [(0o700, true), (0o755, true), (0o775, false), (0o707, false)] {
+            fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
+            let opened = Store::open(dir.path()).map_err(|e| e.to_string());
+            assert_eq!(opened.is_ok(), usable, "{mode:o}: {opened:?}");
+            assert!(opened.err().is_none_or(|e| e.contains("chmod 700")), "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn what_a_crash_left_half_written_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let left = dir.path().join(".journal.json.new");
+        fs::write(&left, b"half").unwrap();
+        fs::set_permissions(&left, fs::Permissions::from_mode(0o644)).unwrap();
+        store.set_journal(Some(&Journal::new(Vec::new(), None))).unwrap();
+        assert!(store.journal().unwrap().is_some() && !left.exists());
+        let kept = fs::metadata(dir.path().join("journal.json")).unwrap();
+        assert_eq!(kept.permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

@@ -146,7 +146,7 @@ impl Worker {
 
     async fn change(&mut self, ticket: &Ticket) -> Result<(), Failure> {
         let mut observed = host::observe(&self.net).await?;
-        observed.ssh_peers.extend(self.ssh_peer);
+        observed.ssh_peer = self.ssh_peer;
         let changes = plan::plan(ticket, &observed, &self.places.device);
         let path = &self.places.resolv_conf;
         let resolver = if ticket.dns.is_empty() {
@@ -163,8 +163,6 @@ impl Worker {
         active.plane.attach(device)?;
         host::make(&self.net, &active.journal.changes).await?;
         if let Some(change) = &active.journal.resolver {
-            // Links and routes end with the machine at the latest; the file does not, so its journal may not either.
-            self.store.sync_journal().map_err(host::HostError::from)?;
             resolver::take_over(path, &change.original, &ticket.dns)
                 .map_err(|e| host::resolver_error(path, e))?;
         }

@@ -45,6 +45,15 @@ pub(crate) fn delete_link(name: &str) {
     runtime().block_on(async { Net::open().unwrap().delete_link(name).await.unwrap() });
 }
 
+/// The link that an ordinary packet to an address would leave by; `None` when it could not leave.
+pub(crate) fn leaves_by(to: &str) -> Option<String> {
+    runtime().block_on(async {
+        let net = Net::open().unwrap();
+        let found = net.lookup(to.parse().unwrap(), 0).await.ok()?;
+        net.links().await.unwrap().into_iter().find(|l| l.index == found.link).map(|l| l.name)
+    })
+}
+
 /// Everything of the host that a session may change.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Picture(Vec<String>);

@@ -121,6 +121,51 @@ fn a_killed_service_leaves_nothing_behind() {
 }
 
 #[test]
+fn nothing_leaves_beside_a_full_tunnel() {
+    inside("nothing_leaves_beside_a_full_tunnel", || {
+        let organisation = Organisation::start(full_tunnel());
+        let bench = Bench::new();
+        // A local network with a router that leads everything to itself, by routes narrower than a default (as DHCP
+        // option 121 and RFC 4191 can), and that calls public addresses its own.
+        for line in [
+            "link add lan type veth peer name router",
+            "link set router up",
+            "link set lan up",
+            "addr add 192.168.1.2/24 dev lan",
+            "addr add 198.51.0.2/16 dev lan",
+            "addr add 2001:db8:1::2/64 dev lan nodad",
+            "route add default via 192.168.1.1",
+            "route add 0.0.0.0/1 via 192.168.1.1",
+            "route add 128.0.0.0/1 via 192.168.1.1",
+            "-6 route add 2000::/3 via 2001:db8:1::1",
+        ] {
+            host::ip(line);
+        }
+        let strangers = ["9.9.9.9", "203.0.113.77", "198.51.100.77", "2001:db8::77", "2001:db8:1::77"];
+        let leaves_by = |to: &[&str]| to.iter().map(|to| host::leaves_by(to)).collect::<Vec<_>>();
+        assert_eq!(leaves_by(&strangers), vec![Some("lan".to_owned()); 5]);
+
+        let mut service = bench.service(&[]);
+        assert_eq!(bench.horizon_with(&["key", "add"], &organisation.key()).code, 0);
+        assert_eq!(bench.horizon(&["connect", "paris-1"]).code, 0);
+        let tunnel = Some("hzn-client".to_owned());
+        assert_eq!(leaves_by(&strangers), [tunnel.clone(), tunnel.clone(), tunnel, None, None]);
+        assert_eq!(
+            host::leaves_by("192.168.1.7").as_deref(),
+            Some("lan"),
+            "the local network stays reachable"
+        );
+
+        // Killed together with its supervisor, it leaves the way closed, not open.
+        service.kill_all();
+        eventually("the device is gone", || host::leaves_by("9.9.9.9").as_deref() != Some("hzn-client"));
+        assert_eq!(leaves_by(&strangers), vec![None; 5]);
+        assert_eq!(bench.horizon_repair().code, 0);
+        assert_eq!(leaves_by(&strangers), vec![Some("lan".to_owned()); 5]);
+    });
+}
+
+#[test]
 fn the_controller_says_no_later_or_nothing_at_all() {
     inside("the_controller_says_no_later_or_nothing_at_all", || {
         let mut organisation = Organisation::start(full_tunnel());
@@ -208,7 +253,7 @@ fn a_journal_is_undone_as_far_as_it_was_done() {
         for made in [
             vec![],
             vec![
-                "-6 route add unreachable ::/0 table 18522 proto static",
+                "-6 route add unreachable ::/0 metric 4294967295 table 18522 proto static",
                 "rule add not fwmark 0x485a table 18522 priority 18521",
             ],
         ] {

@@ -64,6 +64,12 @@ pub struct Detail {
     pub object: Object,
     /// What it amounts to, in sentences: who may use a server, what a user may use and why not.
     pub reasons: Vec<String>,
+    /// What is known about the appliance of a server, in sentences.
+    #[serde(default)]
+    pub appliance: Vec<String>,
+    /// The newest heartbeats of a server's appliance, newest first.
+    #[serde(default)]
+    pub heartbeats: Vec<Value>,
     /// What is wrong with its file now, if anything: the last good state is in force.
     pub problems: Vec<String>,
     /// The newest security events about it, newest first.

@@ -20,6 +20,8 @@ use crate::{metrics::NameLabel, store::EventFilter};
 const MAX_LIMIT: u32 = 10_000;
 /// How many records of each sort a description shows.
 const RECORDS_OF_ONE: u32 = 10;
+/// How many heartbeats a description shows.
+const BEATS_OF_ONE: u32 = 5;
 
 type Answer<T> = Result<Json<T>, ApiError>;
 
@@ -103,6 +105,12 @@ pub(super) async fn one(
     let filter = EventFilter { source: Some(stored.uid), limit: RECORDS_OF_ONE };
     let events = api.store.list_security_events(&filter).await.map_err(fault)?;
     let changes = api.store.list_audit_of(&stored.uid.to_string(), RECORDS_OF_ONE).await.map_err(fault)?;
+    let (mut appliance, mut heartbeats) = (Vec::new(), Vec::new());
+    if kind == KindName::Server {
+        let record = api.store.server(stored.server_id()).await.map_err(fault)?;
+        appliance = record.as_ref().map(reasons::appliance).unwrap_or_default();
+        heartbeats = values(&api.store.list_beats(stored.server_id(), BEATS_OF_ONE).await.map_err(fault)?);
+    }
     let id = stored.id();
     let problems = api
         .engine
@@ -114,6 +122,8 @@ pub(super) async fn one(
     Ok(Json(Detail {
         object: object(stored, status),
         reasons: reasons::about(&index, stored),
+        appliance,
+        heartbeats,
         problems,
         events: values(&events),
         changes: values(&changes),

@@ -3,6 +3,8 @@
 use horizon_controller_core::{GrantFacts, Index, Stored, grant, grant_named, matched_users, servers_for};
 use horizon_crds::{KindName, Resource};
 
+use crate::store::ServerRecord;
+
 /// The most sentences about one resource.
 const MAX: usize = 50;
 
@@ -84,6 +86,25 @@ fn user(index: &Index, stored: &Stored) -> Vec<String> {
             Err(denial) => said.push(format!("may not use server {}: {denial}", server.resource.name())),
         }
     }
+    said
+}
+
+/// What is known about the appliance of a server.
+pub(super) fn appliance(record: &ServerRecord) -> Vec<String> {
+    let Some(key) = record.public_key else { return Vec::new() };
+    let host = record.hostname.as_deref().unwrap_or("an unnamed host");
+    let mut said = vec![format!("runs on {host}, under the key {key}")];
+    if !record.addresses.is_empty() {
+        let addresses: Vec<_> = record.addresses.iter().map(ToString::to_string).collect();
+        said.push(listed("clients reach it at", &addresses));
+    }
+    said.extend(record.unreachable.clone());
+    said.extend(record.verification_reason.as_ref().map(|why| format!("waits for an approval: {why}")));
+    said.extend(record.problems.iter().map(|p| format!("{} is not in force: {}", p.entry, p.message)));
+    said.push(format!(
+        "was told state {} and applied state {}",
+        record.state_generation, record.applied_generation
+    ));
     said
 }
 

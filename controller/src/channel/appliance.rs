@@ -18,14 +18,14 @@ use super::{
     probe::Probe,
     proof::Asked,
     refusals,
-    registry::{Command, ServerSeat},
+    registry::{Command, Presence},
     reports::ViolationCounts,
     unproven::Place,
     wire::{End, Wire},
 };
 use crate::{
     live::Hint,
-    store::{NewEvent, ServerRecord, Severity, Source, StoreError},
+    store::{EndReason, NewEvent, ServerRecord, Severity, Source, StoreError},
 };
 
 /// How long an appliance may take from the Welcome to its first word.
@@ -82,7 +82,7 @@ pub(super) struct Appliance<'a> {
     pub(super) server: ServerId,
     pub(super) record: ServerRecord,
     pub(super) incarnation: Incarnation,
-    pub(super) seat: ServerSeat,
+    pub(super) seat: Presence,
     pub(super) secret: Secret,
     pub(super) previous: Option<Secret>,
     pub(super) counter: u64,
@@ -102,22 +102,10 @@ pub(super) struct Appliance<'a> {
     pub(super) sent_at: Instant,
     pub(super) probe: Option<Probe>,
     pub(super) violations: ViolationCounts,
-    /// Whether it was made known that the appliance is there.
-    pub(super) online: bool,
     /// How much of the rate of heartbeats is used up.
     pub(super) beat_rate: Option<Timestamp>,
     /// How much of the rate of changed factors is used up.
     pub(super) factor_rate: Option<Timestamp>,
-}
-
-impl Drop for Appliance<'_> {
-    /// Says that the appliance is gone, whatever ends its task; unless another connection speaks for it by now.
-    fn drop(&mut self) {
-        if self.online && self.seat.is_held() {
-            self.context.live.server_offline(self.server, self.incarnation, self.context.now());
-            self.context.live.publish(Hint::StatusDirty(self.server.0));
-        }
-    }
 }
 
 impl Appliance<'_> {
@@ -224,6 +212,12 @@ impl Appliance<'_> {
     pub(super) async fn push(&mut self, wire: &mut Wire, whole: bool) -> Result<(), End> {
         let composed = compose::compose(self.context, self.server).await.map_err(internal(0))?;
         let Some(composed) = composed else { return Ok(()) };
+        for session in &composed.left_out {
+            let why = EndReason::broker(
+                "the rules of all sessions of the server became more than its state can hold",
+            );
+            self.context.end(session, &why).await.map_err(internal(0))?;
+        }
         self.seat.set_state_bytes(composed.bytes);
         let digest = composed.entries.digest();
         let known = self.sent.as_ref().filter(|_| !whole);
@@ -238,9 +232,14 @@ impl Appliance<'_> {
             !whole && known.is_none() && self.held == (number.epoch, number.generation, Some(digest));
         if !already {
             let nothing = Numbered::default();
-            let base = known.unwrap_or(&nothing);
+            let mut base = known.unwrap_or(&nothing);
+            let mut delta = state::compose(self.server, base, &target).encode_to_vec();
+            if base.generation > 0 && delta.len() > state::MAX_STATE_BYTES {
+                // So much goes and comes that the whole state is less.
+                base = &nothing;
+                delta = state::compose(self.server, base, &target).encode_to_vec();
+            }
             let form = if base.generation == 0 { "snapshot" } else { "delta" };
-            let delta = state::compose(self.server, base, &target).encode_to_vec();
             let envelope = envelope::seal(Signed::State, &self.context.keys.state, delta);
             let bytes = wire.send(0, Say::State(envelope)).await?;
             self.context.metrics.pushed(form, bytes);

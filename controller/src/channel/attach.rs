@@ -18,7 +18,7 @@ use super::{
     clones::{self, Arrival, Verdict},
     opening::Remote,
     refusals,
-    registry::{Command, ServerSeat, Speaker},
+    registry::{Command, Presence, Speaker},
     wire::{End, Wire},
 };
 use crate::{
@@ -190,7 +190,6 @@ impl<'a> Appliance<'a> {
             sent_at: Instant::now(),
             probe: None,
             violations: Default::default(),
-            online: false,
             beat_rate: None,
             factor_rate: None,
         };
@@ -208,7 +207,7 @@ impl Context {
         incarnation: Incarnation,
         key: PublicKey,
         request: u64,
-    ) -> Result<ServerSeat, End> {
+    ) -> Result<Presence, End> {
         loop {
             let connected = self.registry.server(server);
             let there = connected.as_ref().map(|speaker| (speaker.incarnation, speaker.key));
@@ -239,7 +238,7 @@ impl Context {
             }
             let there = there.map(|(incarnation, _)| incarnation);
             if let Some(seat) = self.registry.take_seat(server, incarnation, key, there) {
-                return Ok(seat);
+                return Ok(Presence::new(seat, self.live.clone()));
             }
         }
     }

@@ -4,7 +4,10 @@ use std::collections::HashSet;
 
 use horizon_controller_core::{GrantFacts, Index, Purpose, ServerStanding, base_state, grant, session_entry};
 use horizon_model::{EntryBody, EntryId, ServerId, SessionId};
-use horizon_wire::state::Entries;
+use horizon_wire::{
+    convert,
+    state::{Entries, MAX_ENTRY_BYTES},
+};
 use jiff::Timestamp;
 
 use super::{Context, accept};
@@ -18,6 +21,9 @@ pub(super) struct Composed {
     pub(super) bytes: usize,
     /// The sessions in it.
     pub(super) sessions: HashSet<SessionId>,
+    /// Sessions that might go on and for which there is no room: an appliance that cannot be sent its state could not be
+    /// told of any session's end either.
+    pub(super) left_out: Vec<SessionRow>,
 }
 
 /// Whether a session may go on: its entry, or why not.
@@ -54,18 +60,29 @@ pub(super) async fn compose(context: &Context, server: ServerId) -> Result<Optio
         context.store.server(server).await?.map_or(ServerStanding::Revoked, |record| record.standing());
     let mut sessions = HashSet::new();
     if standing == ServerStanding::Revoked {
-        return Ok(Some(Composed { entries: Entries::default(), bytes: 0, sessions }));
+        let nothing = Composed { entries: Entries::default(), bytes: 0, sessions, left_out: Vec::new() };
+        return Ok(Some(nothing));
     }
-    let Some(mut state) = base_state(&index, server) else { return Ok(None) };
+    let Some(state) = base_state(&index, server) else { return Ok(None) };
+    let base = Entries::encode(&state);
+    let mut bytes = base.size();
+    let (mut admitted, mut left_out) = (Vec::new(), Vec::new());
     let now = context.now();
+    // The oldest come first, so that it is the newest for which there is no room.
     for session in context.store.sessions_of_server(server).await? {
         // Those that may not go on are ended by the keeper; here they are merely left out.
-        if let Ok(entry) = judge(&index, standing, &session, now) {
-            state.entries.insert(EntryId::session(session.id), entry);
-            sessions.insert(session.id);
+        let Ok(entry) = judge(&index, standing, &session, now) else { continue };
+        let (id, body) = (EntryId::session(session.id), convert::encode_entry(&entry));
+        let size = Entries::size_of(&id, &body);
+        if body.len() > MAX_ENTRY_BYTES || bytes + size > context.settings.state_bytes {
+            left_out.push(session);
+            continue;
         }
+        bytes += size;
+        sessions.insert(session.id);
+        admitted.push((id, body));
     }
-    let entries = Entries::encode(&state);
-    let bytes = entries.iter().map(|(id, body)| id.as_str().len() + body.len()).sum();
-    Ok(Some(Composed { entries, bytes, sessions }))
+    let base = base.iter().map(|(id, body)| (id.clone(), body.clone()));
+    let entries = base.chain(admitted).collect();
+    Ok(Some(Composed { entries, bytes, sessions, left_out }))
 }

@@ -91,7 +91,6 @@ impl Appliance<'_> {
         if !self.verified {
             self.verified = true;
             self.context.live.server_online(self.server, self.incarnation, now);
-            self.online = true;
             self.context.live.publish(Hint::StatusDirty(self.server.0));
             self.push(wire, false).await?;
         }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    ops::{Deref, DerefMut},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -9,7 +10,10 @@ use std::{
 };
 
 use horizon_model::{DeviceId, Incarnation, PublicKey, ServerId, SessionId};
+use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::live::{Hint, Live};
 
 /// What a connection's task is asked by others.
 #[derive(Debug)]
@@ -207,6 +211,48 @@ impl ServerSeat {
     /// Whether this task still speaks for the server.
     pub(super) fn is_held(&self) -> bool {
         lock(&self.registry.0.servers).get(&self.server).is_some_and(|entry| entry.number == self.number)
+    }
+
+    /// Whether another task speaks for the server now.
+    fn is_taken(&self) -> bool {
+        lock(&self.registry.0.servers).get(&self.server).is_some_and(|entry| entry.number != self.number)
+    }
+}
+
+/// A seat whose end makes known that the server's appliance is gone, unless another connection speaks for it by then. That
+/// holds also for a connection that took the seat of one that was there and never became that itself.
+pub(super) struct Presence {
+    seat: ServerSeat,
+    live: Arc<dyn Live>,
+}
+
+impl Presence {
+    pub(super) fn new(seat: ServerSeat, live: Arc<dyn Live>) -> Self {
+        Self { seat, live }
+    }
+}
+
+impl Deref for Presence {
+    type Target = ServerSeat;
+    fn deref(&self) -> &ServerSeat {
+        &self.seat
+    }
+}
+
+impl DerefMut for Presence {
+    fn deref_mut(&mut self) -> &mut ServerSeat {
+        &mut self.seat
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        let server = self.seat.server;
+        let there = self.live.presence(server).filter(|presence| presence.online);
+        if let Some(presence) = there.filter(|_| !self.seat.is_taken()) {
+            self.live.server_offline(server, presence.incarnation, Timestamp::now());
+            self.live.publish(Hint::StatusDirty(server.0));
+        }
     }
 }
 

@@ -13,7 +13,6 @@ use horizon_model::{ServerId, SessionConflict, SessionId, Ticket};
 use horizon_wire::{
     convert,
     envelope::{self, Context as Signed},
-    frame::MAX_FROM_CONTROLLER,
     proto::{self, RefusalCode, from_controller::Message as Say},
     refusal::Refusal,
 };
@@ -36,8 +35,6 @@ use crate::{
 
 /// How long a name in `tunnel.advertise` may take to be resolved.
 const RESOLVE_PATIENCE: Duration = Duration::from_secs(2);
-/// The size of a state above which no further session is added, in bytes: a whole state must fit a message.
-const MAX_STATE_BYTES: usize = MAX_FROM_CONTROLLER / 8 * 7;
 /// The most addresses of a ticket.
 const MAX_ADDRESSES: usize = 16;
 
@@ -73,7 +70,8 @@ pub(super) async fn request(
     if !context.live.presence(server).is_some_and(|presence| presence.online) {
         return Err(refusals::offline(&name));
     }
-    if context.registry.state_bytes(server) > MAX_STATE_BYTES {
+    // The rest is for what the sessions that are there may still be granted.
+    if context.registry.state_bytes(server) > context.settings.state_bytes / 8 * 7 {
         return Err(refusals::state_full(&name));
     }
     let agreed = match &asked.take_over[..] {

@@ -27,6 +27,8 @@ pub struct ChannelSettings {
     pub probe_patience: Duration,
     /// How long a peer may leave a message unread.
     pub send_patience: Duration,
+    /// The largest state of an appliance, in bytes: a whole one must fit a message.
+    pub state_bytes: usize,
 }
 
 impl Default for ChannelSettings {
@@ -43,6 +45,7 @@ impl Default for ChannelSettings {
             sweep: Duration::from_secs(10),
             probe_patience: Duration::from_secs(3),
             send_patience: Duration::from_secs(10),
+            state_bytes: horizon_wire::state::MAX_STATE_BYTES,
         }
     }
 }

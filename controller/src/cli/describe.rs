@@ -73,7 +73,11 @@ fn tell(detail: &Detail, now: jiff::Timestamp, out: &mut dyn Write) -> io::Resul
             )?;
         }
     }
+    section(out, "Appliance", &detail.appliance)?;
     section(out, "What it amounts to", &detail.reasons)?;
+    let beats =
+        ["age:.received", "sessions:.activeSessions", "state:.generation", "load:.metrics.loadPercent"];
+    records(out, "Heartbeats", &detail.heartbeats, &beats, now)?;
     records(
         out,
         "Security events",

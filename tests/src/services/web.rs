@@ -12,7 +12,11 @@ use crate::lab::Host;
 /// The longest a request may take: a broken path must fail the test, not hang it.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Listens on port 80 of a host, both families; answers every request with the visitor's address in plain text.
+/// How many bytes follow the visitor's address when `/large` is asked for.
+const LARGE: usize = 1 << 20;
+
+/// Listens on port 80 of a host, both families; answers every request with the visitor's address in plain text, and
+/// that for `/large` with a megabyte after it.
 pub struct WebServer {
     visitors: Arc<Mutex<Vec<IpAddr>>>,
 }
@@ -43,13 +47,16 @@ impl WebServer {
 fn serve(mut stream: TcpStream, seen: &Mutex<Vec<IpAddr>>) -> std::io::Result<()> {
     stream.set_read_timeout(Some(LIMIT))?;
     let peer = stream.peer_addr()?.ip().to_canonical();
+    let mut large = false;
     for line in BufReader::new(stream.try_clone()?.take(16 << 10)).lines() {
-        if line?.is_empty() {
+        let line = line?;
+        large |= line.starts_with("GET /large ");
+        if line.is_empty() {
             break;
         }
     }
     seen.lock().unwrap_or_else(PoisonError::into_inner).push(peer);
-    let body = format!("{peer}\n");
+    let body = format!("{peer}\n{}", if large { " ".repeat(LARGE) } else { String::new() });
     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
     stream.write_all((head + &body).as_bytes())
 }
@@ -68,7 +75,7 @@ pub fn http(host: &Host, to: SocketAddr, path: &str) -> Result<(u16, String)> {
         stream.set_read_timeout(Some(LIMIT))?;
         stream.write_all(request.as_bytes())?;
         let mut answer = String::new();
-        stream.take(1 << 20).read_to_string(&mut answer)?;
+        stream.take(2 << 20).read_to_string(&mut answer)?;
         Ok(answer)
     };
     let answer = host.run(fetch).with_context(|| format!("{} cannot reach http://{to}", host.name()))?;

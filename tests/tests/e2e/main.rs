@@ -8,6 +8,7 @@ mod controller_files;
 mod dns;
 mod drift;
 mod keys;
+mod mtu;
 mod networks;
 mod policy;
 mod ssh;

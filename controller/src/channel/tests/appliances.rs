@@ -232,6 +232,33 @@ async fn a_second_running_copy_is_refused_and_a_restart_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_takes_the_place_and_proves_nothing_does_not_leave_the_server_online() {
+    let controller = Controller::with(BASICS, quick()).await;
+    let mut appliance = Appliance::enrol(&controller).await;
+    appliance.take_state().await;
+    let server = appliance.server;
+    let online = || controller.live.presence(server).unwrap().online;
+    assert!(online());
+    // The same process connects anew, which puts its old connection out, and is gone before it answers the challenge.
+    let old = std::mem::replace(
+        &mut appliance.channel,
+        controller.dial(&appliance.key, Role::Appliance).await.unwrap(),
+    );
+    appliance.attach().await.unwrap();
+    let mut inbox = old.inbox;
+    soon(async { while inbox.recv().await.is_some() {} }).await;
+    assert!(online());
+    appliance.channel.requests.close("gone");
+    soon(async {
+        while online() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_appliance_that_was_replaced_is_put_out() {
     let mut toml = BASICS.to_owned();
     toml.push_str(

@@ -63,6 +63,28 @@ async fn a_device_enrols_and_gets_a_session_through_its_appliance() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_that_outgrows_what_can_be_sent_loses_sessions_and_is_sent() {
+    let settings = ChannelSettings { state_bytes: 2048, ..ChannelSettings::default() };
+    let controller = Controller::with(BASICS, settings).await;
+    let key = controller.personal("ana-1").await;
+    let mut appliance = Appliance::enrol(&controller).await;
+    appliance.take_state().await;
+    let mut device = Device::enrolled(&controller, &key, "laptop").await;
+    let ticket = session(&device, &mut appliance, "berlin").await;
+    let wider: String =
+        (0..100).map(|n| format!("[[spec.destinations]]\ncidr = \"10.{n}.0.0/16\"\n")).collect();
+    let policy = "apiVersion = \"horizon.dev/v1alpha1\"\nkind = \"AccessPolicy\"\nmetadata.name = \"all\"\n\
+                  [spec]\nservers = [\"*\"]\nsubjects.users = [\"ana\"]\n";
+    controller.put(&format!("{policy}{wider}")).await;
+    let ended = device.session_ended().await;
+    assert_eq!(ended.session, ticket.session.as_bytes());
+    assert!(ended.reason.contains("more than its state can hold"), "{}", ended.reason);
+    appliance.lose_session().await;
+    assert!(appliance.held.entries.size() <= 2048);
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removed_policy_ends_the_session_at_once() {
     let controller = Controller::start(BASICS).await;
     let key = controller.personal("ana-1").await;
