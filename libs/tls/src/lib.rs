@@ -106,11 +106,11 @@ mod tests {
         Identity::from_seed(&[n; 32]).unwrap()
     }
 
-    /// Runs a handshake in memory; gives the key each side saw of the other.
-    fn handshake(
-        client: ClientConfig,
-        server: ServerConfig,
-    ) -> Result<(Option<[u8; 32]>, Option<[u8; 32]>), Error> {
+    /// The key a side saw of the other.
+    type Seen = Option<[u8; 32]>;
+
+    /// Runs a handshake in memory; gives what the client and the server saw.
+    fn handshake(client: ClientConfig, server: ServerConfig) -> Result<(Seen, Seen), Error> {
         let name = "peer".try_into().unwrap();
         let mut client = rustls::ClientConnection::new(Arc::new(client), name).unwrap();
         let mut server = rustls::ServerConnection::new(Arc::new(server)).unwrap();
