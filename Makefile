@@ -8,12 +8,11 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 TRIPLE := $(shell uname -m)-linux
-PROGRAMS := -p horizon-controller -p horizon-appliance -p horizon-client
 # The lab needs root, or a user namespace in which an ordinary user is root.
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),unshare --user --map-root-user)
 FUZZ_SECONDS ?= 30
 
-.PHONY: help setup setup-bench setup-fuzz build demo test fmt lint check-generated generate bench dist fuzz
+.PHONY: help setup setup-bench setup-fuzz build demo test fmt lint generate bench dist fuzz
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -60,12 +59,12 @@ bench: setup-bench ## measure; tables on the terminal, figures in target/bench
 	@$(TARGET)/dist/horizon-bench --out $(TARGET)/bench
 
 dist: setup ## a tarball of release programs for a second host
-	@$(CARGO) build --locked --profile dist $(PROGRAMS) --bins
+	@$(CARGO) build --locked --profile dist --workspace --bins
 	@name=horizon-$(VERSION)-$(TRIPLE); out=$(TARGET)/dist/tar/$$name; \
 	rm -rf $$out; mkdir -p $$out/bin; \
 	for program in horizon-controller horizon-appliance horizon; do \
 	  install -m 0755 -s $(TARGET)/dist/$$program $$out/bin/; done; \
-	cp -r README.md CHANGELOG.md LICENSE docs examples $$out/; \
+	cp -r README.md ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md LICENSE docs examples $$out/; \
 	tar -C $(TARGET)/dist/tar --owner=0 --group=0 -czf $(TARGET)/$$name.tar.gz $$name; \
 	echo "$(TARGET)/$$name.tar.gz"
 

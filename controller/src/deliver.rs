@@ -81,6 +81,13 @@ enum Standing {
 impl Delivery {
     /// Looks at keys that are new, and forgets those that are gone.
     async fn index(&self, index: &Index, known: &mut HashMap<Uuid, Option<PathBuf>>) {
+        // First, because a new key of the same name gets a file of the same name.
+        let gone: Vec<Uuid> = known.keys().filter(|uid| index.by_uid(**uid).is_none()).copied().collect();
+        for uid in gone {
+            if let Some(Some(file)) = known.remove(&uid) {
+                remove(&file);
+            }
+        }
         let keys =
             [KindName::RegistrationKey, KindName::PersonalKey].into_iter().flat_map(|kind| index.all(kind));
         for key in keys.filter(|key| matches!(key.origin, Origin::File(_))) {
@@ -95,12 +102,6 @@ impl Delivery {
                 Err(error) => {
                     tracing::error!(key = %key.id(), %error, "the key's string could not be delivered")
                 }
-            }
-        }
-        let gone: Vec<Uuid> = known.keys().filter(|uid| index.by_uid(**uid).is_none()).copied().collect();
-        for uid in gone {
-            if let Some(Some(file)) = known.remove(&uid) {
-                remove(&file);
             }
         }
     }
@@ -151,7 +152,8 @@ impl Delivery {
             Err(IssueError::Store(error)) => return Err(error.into()),
         };
         let id = key.id();
-        let name = format!("{}-{}-{}", id.kind.as_str().to_lowercase(), id.namespace, id.name);
+        // Names have hyphens and no dots: no two keys have one file.
+        let name = format!("{}.{}.{}", id.kind.as_str().to_lowercase(), id.namespace, id.name);
         let file = self.directory.join(name);
         write(&file, text.as_bytes())?;
         self.note(key.uid, Some(&file)).await?;

@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | 18519 | destinations that stay outside: SSH logins, and local networks inside a wider route of the session | main |
 //! | 18520 | all but marked packets | 18521: the session's routes, as far as they are no default routes |
-//! | 18521 | the other local networks | main, its default routes ignored |
+//! | 18521 | private and link-local destinations | main, its default routes ignored |
 //! | 18522 | all but marked packets | 18522: the session's default routes |
 //!
 //! The last two exist only when the session has a default route in either family. Each family then gets an `unreachable`
@@ -14,9 +14,11 @@
 //! nor while the device is missing. Nothing in the host's own tables is touched, therefore nothing there has to be put
 //! back.
 //!
-//! A local network is one that the host is directly on and whose addresses are private or link-local. No other route of
-//! the main table counts: whoever runs the local network writes that table (DHCP option 121, RFC 4191 route information)
-//! and could lead the session's traffic past the tunnel (CVE-2024-3661, CVE-2023-36672).
+//! For public destinations no route of the main table counts: whoever runs the local network writes that table (DHCP
+//! option 121, RFC 4191 route information) and could lead the session's traffic past the tunnel (CVE-2024-3661,
+//! CVE-2023-36672). Private ones are looked up there by rules that say nothing of the network that the host is on, so that
+//! they hold after a move to another, whose router is often also the resolver. Networks inside a narrower route of the
+//! session are those that the host is directly on when it begins.
 
 use std::{
     cmp::Reverse,
@@ -45,7 +47,7 @@ const LOCAL: u32 = 18521;
 const DEFAULT: u32 = 18522;
 /// The most destinations that stay outside: logins first, then the narrowest of the local networks.
 const MAX_KEPT: usize = 64;
-/// Addresses that a local network may have: private (RFC 1918, RFC 6598, RFC 4193) and link-local (RFC 3927, RFC 4291).
+/// Addresses of local networks: private (RFC 1918, RFC 6598, RFC 4193) and link-local (RFC 3927, RFC 4291).
 const PRIVATE: [IpNet; 7] = [
     private_v4([10, 0, 0, 0], 8),
     private_v4([172, 16, 0, 0], 12),
@@ -248,33 +250,28 @@ fn kept(ticket: &Ticket, observed: &Observed, specific: &[&Reached], full: bool)
     let hosts = hosts.filter(|ip| !ip.is_loopback() && !ip.is_unspecified());
     let hosts = hosts.map(|ip| rule(KEEP, false, single(ip)));
     // A local network that was left while the session lasts must not lead to the main table's default route.
-    let local = local(ticket, observed, specific, full).into_iter().map(|(at, to)| rule(at, true, to));
+    let inside = local(ticket, observed, specific).into_iter().map(|to| rule(KEEP, true, to));
+    let beside = PRIVATE.iter().filter(|_| full).map(|to| rule(LOCAL, true, *to));
     let mut seen = BTreeSet::new();
-    hosts.chain(local).filter(|rule| seen.insert(rule.clone())).take(MAX_KEPT).collect()
+    let kept = hosts.chain(inside).filter(|rule| seen.insert(rule.clone())).take(MAX_KEPT);
+    kept.chain(beside).collect()
 }
 
-/// The local networks that stay reachable beside the session's routes, the narrowest first, each with the place of its
-/// rule: before the session's specific routes if one of them is wider, as the longest prefix would decide in one table;
-/// after them otherwise.
-fn local(ticket: &Ticket, observed: &Observed, specific: &[&Reached], full: bool) -> Vec<(u32, IpNet)> {
+/// The local networks inside a wider route of the session that stay reachable all the same, as the longest prefix would
+/// decide in one table, the narrowest first.
+fn local(ticket: &Ticket, observed: &Observed, specific: &[&Reached]) -> Vec<IpNet> {
     let is_private = |l: &IpNet| PRIVATE.iter().any(|p| p.contains(l));
     let addresses: Vec<&IpNet> = ticket.networks.iter().flat_map(|n| &n.addresses).collect();
     let mut local: Vec<IpNet> = observed.on_link.iter().map(IpNet::trunc).filter(is_private).collect();
     // Where the session has an address of its own, its networks are meant.
     local.retain(|l| !addresses.iter().any(|a| l.contains(&a.addr())));
+    local.retain(|l| {
+        let in_wider = specific.iter().any(|r| r.to.contains(l));
+        let has_narrower = specific.iter().any(|r| l.contains(&r.to));
+        in_wider && !has_narrower
+    });
     local.sort_by_key(|l| (Reverse(l.prefix_len()), *l));
     local
-        .into_iter()
-        .filter_map(|l| {
-            let in_wider = specific.iter().any(|r| r.to.contains(&l));
-            let has_narrower = specific.iter().any(|r| l.contains(&r.to));
-            match (in_wider, has_narrower) {
-                (true, false) => Some((KEEP, l)),
-                (false, _) if full => Some((LOCAL, l)),
-                _ => None,
-            }
-        })
-        .collect()
 }
 
 /// The network of one address.

@@ -1,11 +1,12 @@
 //! Performs what changes the host, one job after the other, so that putting back never overtakes changing.
 
-use std::{error::Error, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, error::Error, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use horizon_client_core::{
     failure::Failure,
     journal::{Journal, ResolverChange},
     plan::{self, Change},
+    resolv::{self, Original},
 };
 use horizon_hostnet::Net;
 use horizon_model::Ticket;
@@ -63,6 +64,9 @@ pub(super) struct Worker {
     path: watch::Sender<PathState>,
     done: mpsc::Sender<Done>,
     active: Option<Active>,
+    /// What stays of a session while the next takes its place, so that nothing leaves beside both. The journal on disk
+    /// names it.
+    barrier: Option<Journal>,
     ssh_peer: Option<IpAddr>,
 }
 
@@ -83,7 +87,8 @@ impl Worker {
         done: mpsc::Sender<Done>,
     ) -> mpsc::Sender<Job> {
         let (jobs, mut inbox) = mpsc::channel(QUEUE);
-        let mut worker = Self { store, key, places, net, path, done, active: None, ssh_peer: None };
+        let mut worker =
+            Self { store, key, places, net, path, done, active: None, barrier: None, ssh_peer: None };
         tokio::spawn(async move {
             while let Some(job) = inbox.recv().await {
                 let done = worker.perform(job).await;
@@ -113,6 +118,10 @@ impl Worker {
 
     async fn begin(&mut self, ticket: Arc<Ticket>) -> Result<(), Failure> {
         self.stop().await;
+        self.open(ticket).await
+    }
+
+    async fn open(&mut self, ticket: Arc<Ticket>) -> Result<(), Failure> {
         // The handshake goes on in the tunnel's thread while the host is being changed.
         let plane = DataPlane::start(&self.key, &ticket, self.path.clone())?;
         let handle = plane.handle();
@@ -128,7 +137,8 @@ impl Worker {
             && active.ticket.dns == ticket.dns
             && active.ticket.mtu == ticket.mtu;
         if !same {
-            return self.begin(ticket).await;
+            self.end(true).await;
+            return self.open(ticket).await;
         }
         active.plane.dial(&ticket)?;
         active.ticket = ticket;
@@ -152,11 +162,19 @@ impl Worker {
         let resolver = if ticket.dns.is_empty() {
             None
         } else {
-            let original = resolver::read(path).map_err(|e| host::resolver_error(path, e))?;
+            let found = resolver::read(path).map_err(|e| host::resolver_error(path, e))?;
+            let barrier = self.barrier.as_ref().and_then(|b| b.resolver.as_ref());
+            let original = barrier.filter(|_| is_ours(&found)).map_or(found, |b| b.original.clone());
             Some(ResolverChange { path: path.clone(), original })
         };
         let journal = Journal::new(changes, resolver);
-        self.store.set_journal(Some(&journal)).map_err(host::HostError::from)?;
+        let stale = self.barrier.as_ref().map(|b| without(b, &journal));
+        let mut all = journal.clone();
+        if let Some(stale) = &stale {
+            all.changes.extend_from_slice(&stale.changes);
+            all.resolver = all.resolver.or_else(|| stale.resolver.clone());
+        }
+        self.store.set_journal(Some(&all)).map_err(host::HostError::from)?;
         let device = self.device(ticket).await?;
         let Some(active) = &mut self.active else { return Ok(()) };
         active.journal = journal;
@@ -165,6 +183,11 @@ impl Worker {
         if let Some(change) = &active.journal.resolver {
             resolver::take_over(path, &change.original, &ticket.dns)
                 .map_err(|e| host::resolver_error(path, e))?;
+        }
+        if let Some(stale) = stale {
+            host::put_back(&self.net, &stale).await?;
+            self.store.set_journal(Some(&active.journal)).map_err(host::HostError::from)?;
+            self.barrier = None;
         }
         Ok(())
     }
@@ -185,20 +208,58 @@ impl Worker {
     }
 
     async fn stop(&mut self) {
-        let Some(Active { plane, mut journal, .. }) = self.active.take() else { return };
+        self.end(false).await;
+    }
+
+    /// Ends the tunnel and puts the host back; of a session that another follows at once, the barrier stays.
+    async fn end(&mut self, another_follows: bool) {
+        let (plane, mut journal) = match self.active.take() {
+            Some(Active { plane, journal, .. }) => (Some(plane), journal),
+            None if self.barrier.is_none() => return,
+            None => (None, Journal::new(Vec::new(), None)),
+        };
+        if let Some(former) = self.barrier.take() {
+            journal.changes.extend(former.changes);
+            // The former one knows what was there before either session.
+            journal.resolver = former.resolver.or(journal.resolver);
+        }
         // The tunnel takes its device along.
         journal.changes.retain(|c| !matches!(c, Change::Device { .. }));
+        if another_follows {
+            let changes = journal.changes.iter().filter(|c| is_barrier(c)).cloned().collect();
+            self.barrier = Some(Journal::new(changes, journal.resolver.take()));
+            journal.changes.retain(|c| !is_barrier(c));
+        }
         let put_back = host::put_back(&self.net, &journal).await;
-        if tokio::task::spawn_blocking(|| plane.shutdown()).await.is_err() {
+        if let Some(plane) = plane
+            && tokio::task::spawn_blocking(|| plane.shutdown()).await.is_err()
+        {
             tracing::error!("the tunnel did not end well");
         }
-        match put_back.and_then(|()| Ok(self.store.set_journal(None)?)) {
+        match put_back.and_then(|()| Ok(self.store.set_journal(self.barrier.as_ref())?)) {
+            Ok(()) if another_follows => tracing::info!("the session changes"),
             Ok(()) => tracing::info!("the host is as it was"),
             // The journal stays, and the next start tries again.
             Err(error) => tracing::error!(%error, "the host could not be put back completely"),
         }
         self.path.send_replace(PathState::default());
     }
+}
+
+/// Whether a change keeps traffic in the tunnel, or from leaving, without the tunnel's device.
+fn is_barrier(change: &Change) -> bool {
+    matches!(change, Change::Rule { .. } | Change::Route { device: None, .. })
+}
+
+/// What a barrier has and the journal that follows it has not.
+fn without(barrier: &Journal, journal: &Journal) -> Journal {
+    let planned: BTreeSet<&Change> = journal.changes.iter().collect();
+    let changes = barrier.changes.iter().filter(|c| !planned.contains(c)).cloned().collect();
+    Journal::new(changes, barrier.resolver.clone().filter(|_| journal.resolver.is_none()))
+}
+
+fn is_ours(found: &Original) -> bool {
+    matches!(found, Original::File { content, .. } if resolv::is_ours(content))
 }
 
 fn is_busy(error: &dyn Error) -> bool {

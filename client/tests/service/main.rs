@@ -156,6 +156,29 @@ fn nothing_leaves_beside_a_full_tunnel() {
             "the local network stays reachable"
         );
 
+        // The session is granted anew with other resolvers: the host changes, and stays closed meanwhile.
+        let found = Picture::take(&bench.resolv_conf());
+        organisation.regrant(vec!["100.64.0.2"]);
+        let resolvers = || std::fs::read_to_string(bench.resolv_conf()).unwrap();
+        eventually("the new resolver", || {
+            for to in strangers {
+                assert_ne!(host::leaves_by(to).as_deref(), Some("lan"), "{to}");
+            }
+            assert!(!resolvers().contains("192.0.2.53"));
+            resolvers().contains("nameserver 100.64.0.2")
+        });
+        bench.eventually_connected();
+        assert_eq!(leaves_by(&strangers)[0].as_deref(), Some("hzn-client"));
+        let now = Picture::take(&bench.resolv_conf());
+        assert_eq!(now.count("18522"), found.count("18522"), "{now:#?}");
+        // With none, the host's own come back.
+        organisation.regrant(Vec::new());
+        eventually("the host's resolver", || {
+            assert_ne!(host::leaves_by("9.9.9.9").as_deref(), Some("lan"));
+            resolvers().contains("192.0.2.53")
+        });
+        bench.eventually_connected();
+
         // Killed together with its supervisor, it leaves the way closed, not open.
         service.kill_all();
         eventually("the device is gone", || host::leaves_by("9.9.9.9").as_deref() != Some("hzn-client"));

@@ -155,6 +155,15 @@ impl Organisation {
         }
     }
 
+    /// The server forgets every session, and the next names other resolvers.
+    pub(crate) fn regrant(&self, dns: Vec<&'static str>) {
+        let mut state = self.shared.state.lock().unwrap();
+        state.grant.dns = dns;
+        for session in std::mem::take(&mut state.sessions) {
+            self.shared.tunnel.remove_session(tunnel::SessionId(*session.as_bytes()), "restarted").unwrap();
+        }
+    }
+
     /// Takes the controller away; the server stays. Returns where it was.
     pub(crate) fn stop_controller(&mut self) -> String {
         if let Some(runtime) = self.runtime.take() {

@@ -61,8 +61,12 @@ async fn converse(context: &Arc<Context>, remote: Remote, hello: &proto::Hello, 
         }
     };
     let now = context.now();
-    let Some(unproven) = context.unproven.enter(remote.address.ip(), context.settings.connections / 2) else {
-        return End::refuse(0, refusals::too_many_unproven());
+    let unproven = match context.unproven.enter(remote.address.ip(), context.settings.connections / 2) {
+        Some(place) => place,
+        None if context.store.knows_key(remote.key).await.unwrap_or(false) => {
+            context.unproven.enter_known(remote.address.ip())
+        }
+        None => return End::refuse(0, refusals::too_many_unproven()),
     };
     let role = hello.role();
     if role == Role::Unspecified {

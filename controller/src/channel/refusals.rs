@@ -164,8 +164,8 @@ pub(super) fn silent() -> Refusal {
 
 /// More peers from one address that have not proved who they are than there may be.
 pub(super) fn too_many_unproven() -> Refusal {
-    let message = "too many connections from this address that have not proved who they are";
-    Refusal::new(RefusalCode::Limit, message, "close some of them").retry_after(SOON)
+    let message = "too many connections have not proved who they are";
+    Refusal::new(RefusalCode::Limit, message, "try again soon").retry_after(SOON)
 }
 
 /// A session that its appliance did not take in.

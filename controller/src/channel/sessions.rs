@@ -145,6 +145,8 @@ async fn clear_the_way(
             let deadline = Instant::now() + context.settings.session_patience / 2;
             while context.registry.may_hold(session.server, session.id) {
                 if !next_hint(hints, deadline).await {
+                    // It has ended here, so the next request is not held up by it any more.
+                    context.unconfirmed(device, &conflict, session.id).await;
                     return Err(refusals::takeover_waits(&conflict.server_name, 1));
                 }
             }
@@ -160,21 +162,28 @@ async fn clear_the_way(
                 ),
             };
             if context.end(&session, &reason).await.map_err(internal)? {
-                let event = NewEvent {
-                    kind: "unconfirmed_takeover",
-                    severity: Severity::Medium,
-                    source: Source::Session(session.id),
-                    address: None,
-                    description: format!(
-                        "a session of user {} on server {} was taken over without the word of its appliance",
-                        device.user_name, conflict.server_name
-                    ),
-                    data: serde_json::Value::Null,
-                };
-                context.record(&event).await;
+                context.unconfirmed(device, &conflict, session.id).await;
             }
             Ok(None)
         }
+    }
+}
+
+impl Context {
+    /// Records that a session was taken over and that its appliance may still admit it.
+    async fn unconfirmed(&self, device: &DeviceRecord, conflict: &SessionConflict, session: SessionId) {
+        let event = NewEvent {
+            kind: "unconfirmed_takeover",
+            severity: Severity::Medium,
+            source: Source::Session(session),
+            address: None,
+            description: format!(
+                "a session of user {} on server {} was taken over without the word of its appliance",
+                device.user_name, conflict.server_name
+            ),
+            data: serde_json::Value::Null,
+        };
+        self.record(&event).await;
     }
 }
 

@@ -36,9 +36,19 @@ impl Unproven {
         if of_party >= MOST_OF_A_PARTY || counts.all >= most {
             return None;
         }
+        Some(self.place(&mut counts, party))
+    }
+
+    /// A place for a peer whose key is known: strangers do not keep it out, however many they are.
+    pub(super) fn enter_known(&self, from: IpAddr) -> Place {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        self.place(&mut counts, party(from))
+    }
+
+    fn place(&self, counts: &mut Counts, party: IpAddr) -> Place {
         counts.all += 1;
-        counts.parties.insert(party, of_party + 1);
-        Some(Place { all: self.clone(), party })
+        *counts.parties.entry(party).or_default() += 1;
+        Place { all: self.clone(), party }
     }
 }
 
@@ -67,6 +77,7 @@ mod tests {
         assert!(unproven.enter(a, 1000).is_none());
         held.push(unproven.enter(b, 1000).unwrap());
         assert!(unproven.enter(b, held.len()).is_none());
+        held.push(unproven.enter_known(a));
         held.clear();
         assert!(unproven.enter(a, 1).is_some());
         assert!(unproven.0.lock().unwrap().parties.is_empty());

@@ -269,6 +269,18 @@ impl Store {
         .transpose()
     }
 
+    /// Whether a key is that of a device or an appliance, whatever became of it.
+    pub async fn knows_key(&self, public_key: PublicKey) -> Result<bool, StoreError> {
+        let row = sqlx::query(
+            "SELECT public_key FROM devices WHERE public_key = $1 AND status <> 'inactive' \
+             UNION ALL SELECT public_key FROM servers WHERE public_key = $1 LIMIT 1",
+        )
+        .bind(&public_key.0[..])
+        .fetch_optional(self.readers())
+        .await?;
+        Ok(row.is_some())
+    }
+
     /// Notes that a device was here.
     pub async fn touch_device(&self, device: DeviceId, now: Timestamp) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;

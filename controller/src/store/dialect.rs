@@ -1,7 +1,7 @@
 //! What differs between database engines: the types below, how a database is opened, and a few words of SQL. Everything
 //! else in this module is one text for all of them.
 
-use std::{path::Path, time::Duration};
+use std::{fs::OpenOptions, os::unix::fs::OpenOptionsExt as _, path::Path, time::Duration};
 
 use sqlx::{
     SqlitePool,
@@ -25,6 +25,7 @@ pub(super) const BEGIN_WRITE: &str = "BEGIN IMMEDIATE";
 /// The most values bound to one statement.
 pub(super) const MAX_BINDS: usize = 30_000;
 
+const OWNER_ONLY: u32 = 0o600;
 /// How long a connection waits for another's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections that read at the same time.
@@ -41,7 +42,9 @@ pub(super) const TABLES: &str =
 
 /// Opens the database file, the only writer first. Commits wait for the disk (`synchronous = FULL`): what was
 /// acknowledged survives the end of the process and of the power.
+/// Only its owner reads the file, from its first moment on; the engine gives its journals the mode of the file.
 pub(super) async fn open(path: &Path) -> Result<(Pool, Pool), sqlx::Error> {
+    OpenOptions::new().create(true).append(true).mode(OWNER_ONLY).open(path)?;
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)

@@ -171,6 +171,23 @@ async fn a_session_is_taken_over_when_its_user_agrees() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_appliance_that_says_nothing_about_a_takeover_is_noted() {
+    let settings = ChannelSettings { session_patience: Duration::from_secs(3), ..ChannelSettings::default() };
+    let controller = Controller::with(BASICS, settings).await;
+    let key = controller.personal("ana-1").await;
+    let mut appliance = Appliance::enrol(&controller).await;
+    appliance.take_state().await;
+    let first = Device::enrolled(&controller, &key, "laptop").await;
+    let ticket = session(&first, &mut appliance, "berlin").await;
+    let second = Device::enrolled(&controller, &key, "phone").await;
+    // Its channel is up, and it takes in nothing.
+    let refused = refusal(second.request("berlin", Some(ticket.session)).await);
+    assert_eq!(refused.code, RefusalCode::Unavailable);
+    assert!(controller.events().await.contains(&"unconfirmed_takeover".to_owned()));
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_on_a_lost_appliance_is_taken_over_after_a_while() {
     let mut toml = BASICS.to_owned();
     toml.push_str(

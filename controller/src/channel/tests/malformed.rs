@@ -148,3 +148,26 @@ async fn blocked_networks_are_cut_off_and_get_no_answer() {
     assert!(dialled.is_err(), "{dialled:?}");
     controller.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_do_not_keep_out_who_is_known() {
+    let settings = ChannelSettings { connections: 12, ..ChannelSettings::default() };
+    let controller = Controller::with(BASICS, settings).await;
+    let personal = controller.personal("ana-1").await;
+    let device = Device::enrolled(&controller, &personal, "laptop").await;
+    let appliance = Appliance::enrol(&controller).await;
+    device.channel.requests.close("away");
+    appliance.channel.requests.close("away");
+    let mut strangers = Vec::new();
+    for _ in 0..6 {
+        strangers.push(Device::connect(&controller).await);
+    }
+    match controller.dial(&fresh_key(), Role::Device).await {
+        Err(ConnectError::Refused(refusal)) => assert_eq!(refusal.code, RefusalCode::Limit),
+        other => panic!("not refused: {other:?}"),
+    }
+    for (key, role) in [(&device.key, Role::Device), (&appliance.key, Role::Appliance)] {
+        controller.dial(key, role).await.unwrap();
+    }
+    controller.stop().await;
+}

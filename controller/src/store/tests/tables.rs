@@ -53,6 +53,11 @@ async fn a_database_is_opened_again_with_its_own_key_only() {
     };
     let kit = Kit::with_basics().await;
     let path = kit.dir.path().join("horizon.db");
+    for entry in std::fs::read_dir(kit.dir.path()).unwrap() {
+        let entry = entry.unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::mode(&entry.metadata().unwrap().permissions());
+        assert_eq!(mode & 0o077, 0, "others may read {:?}", entry.path());
+    }
     kit.store.close().await;
     let wrong = EnvelopeKey(horizon_model::Secret::new([1; 32]));
     assert!(matches!(Store::open(&path, &wrong, Metrics::default()).await, Err(StoreError::Seal(_))));
