@@ -50,7 +50,7 @@ pub struct PersonalKeySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-horizon-min" = "1m", "x-horizon-max" = "3650d"))]
     pub lifetime: Option<TimeSpan>,
-    /// The rotation policy the key follows, by name.
+    /// The rotation policy the key follows, by name. This version rotates no keys, so it has no effect yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation_policy: Option<Name>,
     /// Revokes the key. Devices enrolled with it are refused from then on.

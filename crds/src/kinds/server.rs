@@ -68,7 +68,8 @@ pub struct ServerSpec {
     /// Bounds on what clients may use.
     #[serde(default)]
     pub limits: ServerLimits,
-    /// When updates may interrupt the appliance. Without it they may not come by themselves.
+    /// When updates may interrupt the appliance. Without it they may not come by themselves. This version delivers no
+    /// updates, so it has no effect yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance_window: Option<MaintenanceWindow>,
     /// In which state of its life the server should be.
