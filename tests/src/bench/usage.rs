@@ -1,13 +1,13 @@
-//! What a process takes of the machine.
+//! What a program takes of the machine.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-/// Memory and processor time of one process at one moment.
+/// Memory and processor time of a process and its children at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Usage {
-    /// Resident memory in MB (10^6 bytes).
+    /// Resident memory in MB (10^6 bytes). What parent and children share counts for each.
     pub resident_mb: f64,
     /// Processor time since its start.
     pub cpu: Duration,
@@ -17,21 +17,27 @@ pub struct Usage {
 impl Usage {
     /// Reads it from /proc.
     pub fn of(pid: u32) -> Result<Self> {
+        let mut usage = Self { resident_mb: 0.0, cpu: Duration::ZERO, at: Instant::now() };
+        usage.add(pid)?;
+        Ok(usage)
+    }
+
+    fn add(&mut self, pid: u32) -> Result<()> {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let field = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
         let kib: f64 = field.trim().trim_end_matches(" kB").parse()?;
-        // Nanoseconds on a processor, unlike the ticks of /proc/PID/stat; one line per thread.
-        let mut nanoseconds = 0;
+        self.resident_mb += kib * 1024.0 / 1e6;
         for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-            let line = std::fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
-            nanoseconds +=
-                line.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or_default();
+            let task = task?.path();
+            // Nanoseconds on a processor, unlike the ticks of /proc/PID/stat; one line per thread.
+            let line = std::fs::read_to_string(task.join("schedstat"))?;
+            let nanoseconds = line.split_whitespace().next().context("no time in schedstat")?;
+            self.cpu += Duration::from_nanos(nanoseconds.parse()?);
+            for child in std::fs::read_to_string(task.join("children"))?.split_whitespace() {
+                self.add(child.parse()?)?;
+            }
         }
-        Ok(Self {
-            resident_mb: kib * 1024.0 / 1e6,
-            cpu: Duration::from_nanos(nanoseconds),
-            at: Instant::now(),
-        })
+        Ok(())
     }
 
     /// Processor use since an earlier reading, in per cent of one core.
