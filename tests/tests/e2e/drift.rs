@@ -45,9 +45,14 @@ fn what_is_deleted_by_hand_is_back_within_two_seconds() {
         let table = tables.lines().next().unwrap().to_owned();
         host.cmd("nft", format!("delete {table}").split_whitespace()).ok().unwrap();
     });
-    undone(&world, "the addresses are back", |host| {
-        host.ip(&format!("addr flush dev {device} scope global")).unwrap()
-    });
+    let shown = world.appliance.host().ip_show(&format!("-o addr show dev {device} scope global")).unwrap();
+    let addresses: Vec<_> = shown.lines().filter_map(|line| line.split_whitespace().nth(3)).collect();
+    assert_eq!(addresses.len(), 2, "{shown}");
+    for address in addresses {
+        undone(&world, "the address is back", |host| {
+            host.ip(&format!("addr del {address} dev {device}")).unwrap();
+        });
+    }
     undone(&world, "the link is up", |host| host.ip(&format!("link set {device} down")).unwrap());
     undone(&world, "the device is back", |host| host.ip(&format!("link del {device}")).unwrap());
     let egress = Some(world.appliance.host().v4());
