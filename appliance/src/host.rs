@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    net::{IpAddr, Ipv6Addr},
+    net::Ipv6Addr,
     sync::Arc,
 };
 
@@ -354,18 +354,19 @@ impl Host {
         Ok(())
     }
 
-    /// Makes the route of an address again, as the kernel had made it.
+    /// Makes the route of an address again, as the kernel had made it. If the address went too since the host was looked
+    /// at, nothing is made: the address brings its route when it is back, and a second one beside it would stay.
     async fn add_route(&self, range: IpNet) -> Result<(), HostError> {
         let index = self.net.link_index(&self.tun).await?;
+        let own = |a: &horizon_hostnet::Address| a.link == index && a.network.trunc() == range;
+        let addresses = self.net.addresses().await?;
+        let Some(address) = addresses.iter().find(|a| own(a)) else { return Ok(()) };
         let mut route = Route::on_link(range, index);
         route.protocol = Route::KERNEL;
         if range.addr().is_ipv6() {
             route.metric = IPV6_ADDRESS_METRIC;
         } else {
-            let own = |a: &horizon_hostnet::Address| a.link == index && a.network.trunc() == range;
-            let source: Option<IpAddr> =
-                self.net.addresses().await?.iter().find(|a| own(a)).map(|a| a.network.addr());
-            route.source = source;
+            route.source = Some(address.network.addr());
         }
         Ok(self.net.add_route(&route).await?)
     }

@@ -53,6 +53,9 @@ fn what_is_deleted_by_hand_is_back_within_two_seconds() {
             host.ip(&format!("addr del {address} dev {device}")).unwrap();
         });
     }
+    undone(&world, "the addresses are back", |host| {
+        host.ip(&format!("addr flush dev {device} scope global")).unwrap()
+    });
     undone(&world, "the link is up", |host| host.ip(&format!("link set {device} down")).unwrap());
     undone(&world, "the device is back", |host| host.ip(&format!("link del {device}")).unwrap());
     let egress = Some(world.appliance.host().v4());
