@@ -49,7 +49,16 @@ pub fn read_file(path: &Path) -> Result<Settings, FileError> {
     let base = path.parent().unwrap_or(Path::new(""));
     settings.resources.get_or_insert_with(|| "resources".into());
     settings.data.get_or_insert_with(|| "data".into());
-    for setting in [&mut settings.resources, &mut settings.data, &mut settings.socket] {
+    let paths = [
+        &mut settings.resources,
+        &mut settings.data,
+        &mut settings.socket,
+        &mut settings.kubeconfig,
+        &mut settings.database_url_file,
+        &mut settings.migration_url_file,
+        &mut settings.redis_url_file,
+    ];
+    for setting in paths {
         *setting = setting.take().map(|relative| base.join(relative));
     }
     Ok(settings)

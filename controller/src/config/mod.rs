@@ -6,4 +6,6 @@ mod settings;
 
 pub use file::{FileError, read_file};
 pub use resolve::{Config, ConfigError, Limits, Timeouts};
-pub use settings::{Advertised, DEFAULT_FILE, LogFormat, Settings, commented_file, defaults};
+pub use settings::{
+    Advertised, DEFAULT_FILE, LogFormat, SecretName, Settings, SourceKind, commented_file, defaults,
+};

@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
-use horizon_crds::TimeSpan;
+use horizon_crds::{Name, TimeSpan};
 use thiserror::Error;
 
-use super::{DEFAULT_FILE, FileError, LogFormat, Settings, read_file};
+use super::{DEFAULT_FILE, FileError, LogFormat, SecretName, Settings, SourceKind, read_file};
 
 /// Bounds on what peers may use of a controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,9 +38,27 @@ pub struct Timeouts {
 /// All that a controller is told when it starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
+    /// Where resources are declared.
+    pub source: SourceKind,
     /// The directory of the resource files.
     pub resources: PathBuf,
-    /// The directory of the database and the keys.
+    /// The namespaces that are read from Kubernetes; empty for all.
+    pub kubernetes_namespaces: Vec<Name>,
+    /// The way to the API server; `None` for that of the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// The file with the address of Postgres; `None` for SQLite.
+    pub database_url_file: Option<PathBuf>,
+    /// The same for migrations, where another user makes them.
+    pub migration_url_file: Option<PathBuf>,
+    /// The file with the address of Redis.
+    pub redis_url_file: Option<PathBuf>,
+    /// The Secret with the organisation's keys; `None` for `keys` in the data directory.
+    pub keys_secret: Option<SecretName>,
+    /// The name of this replica.
+    pub replica: String,
+    /// For how long a leader leads without renewing.
+    pub lease_duration: Duration,
+    /// The directory of the database, the keys and the socket.
     pub data: PathBuf,
     /// The Unix socket of the API.
     pub socket: PathBuf,
@@ -104,6 +122,15 @@ impl Config {
         let ms = Duration::from_millis;
         let secs = Duration::from_secs;
         let config = Self {
+            source: settings.source.unwrap_or_default(),
+            kubernetes_namespaces: settings.kubernetes_namespaces.unwrap_or_default(),
+            kubeconfig: settings.kubeconfig.map(absolute),
+            database_url_file: settings.database_url_file.map(absolute),
+            migration_url_file: settings.migration_url_file.map(absolute),
+            redis_url_file: settings.redis_url_file.map(absolute),
+            keys_secret: settings.keys_secret,
+            replica: settings.replica.unwrap_or_else(host_name),
+            lease_duration: span(settings.lease_duration, secs(3)),
             resources: absolute(settings.resources.unwrap_or_else(|| "resources".into())),
             socket: settings.socket.map_or_else(|| data.join("horizon.sock"), absolute),
             data,
@@ -133,6 +160,7 @@ impl Config {
         };
         let timeouts = config.timeouts;
         let spans = [
+            ("lease_duration", config.lease_duration, secs(1)..=secs(60), "1s to 1m"),
             ("debounce", config.debounce, ms(1)..=secs(60), "1ms to 1m"),
             ("challenge_timeout", timeouts.challenge, secs(1)..=secs(120), "1s to 2m"),
             ("session_grant_timeout", timeouts.session_grant, secs(1)..=secs(120), "1s to 2m"),
@@ -169,8 +197,18 @@ impl Config {
     /// The settings that give this configuration, for `config print`. No setting is secret: keys are files of their own.
     pub fn to_toml(&self) -> String {
         let span = |d: Duration| format!("{}ms", d.as_millis()).parse::<TimeSpan>().ok();
+        let some = |names: &[Name]| (!names.is_empty()).then(|| names.to_vec());
         let settings = Settings {
+            source: Some(self.source),
             resources: Some(self.resources.clone()),
+            kubernetes_namespaces: some(&self.kubernetes_namespaces),
+            kubeconfig: self.kubeconfig.clone(),
+            database_url_file: self.database_url_file.clone(),
+            migration_url_file: self.migration_url_file.clone(),
+            redis_url_file: self.redis_url_file.clone(),
+            keys_secret: self.keys_secret.clone(),
+            replica: Some(self.replica.clone()),
+            lease_duration: span(self.lease_duration),
             data: Some(self.data.clone()),
             socket: Some(self.socket.clone()),
             listen: Some(self.listen),
@@ -203,6 +241,14 @@ impl Config {
     }
 }
 
+/// The name of this host, as a replica is called by default.
+fn host_name() -> String {
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_else(|| "controller".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,7 +263,7 @@ mod tests {
             .lines()
             .filter_map(|line| line.strip_prefix("# "))
             .filter(|line| Settings::NAMES.iter().any(|n| line.starts_with(&format!("{n} = "))))
-            .filter(|line| !line.starts_with("advertise"))
+            .filter(|line| !super::super::settings::UNSET.iter().any(|n| line.starts_with(n)))
             .map(|line| format!("{line}\n"))
             .collect();
         assert_eq!(

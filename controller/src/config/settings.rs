@@ -3,7 +3,7 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
 
-use horizon_crds::TimeSpan;
+use horizon_crds::{Name, TimeSpan};
 use serde::{Deserialize, Serialize};
 
 /// The file that is read when none is named, if it exists.
@@ -19,6 +19,29 @@ pub enum LogFormat {
     /// One JSON object a line.
     Json,
 }
+
+/// Where resources are declared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceKind {
+    /// In a directory of TOML files.
+    #[default]
+    Files,
+    /// In Kubernetes.
+    Kubernetes,
+}
+
+/// Settings that are unset unless somebody sets them; the commented file shows an example of each.
+pub(super) const UNSET: [&str; 8] = [
+    "advertise",
+    "kubernetes_namespaces",
+    "kubeconfig",
+    "database_url_file",
+    "migration_url_file",
+    "redis_url_file",
+    "keys_secret",
+    "replica",
+];
 
 macro_rules! settings {
     ($(
@@ -52,7 +75,7 @@ macro_rules! settings {
         /// Every setting that has a default, with it, one line each, for the help.
         pub fn defaults() -> String {
             let all = [$((stringify!($name), $default)),+];
-            let with = all.iter().filter(|(name, _)| *name != "advertise");
+            let with = all.iter().filter(|(name, _)| !UNSET.contains(name));
             with.map(|(name, default)| format!("  {name} = {default}")).collect::<Vec<_>>().join("\n")
         }
 
@@ -69,9 +92,30 @@ macro_rules! settings {
 }
 
 settings! {
+    /// Where resources are declared: `files`, or `kubernetes`.
+    source: SourceKind = r#""files""#, "HORIZON_SOURCE";
     /// The directory of the resource files.
     resources: PathBuf = r#""resources""#, "HORIZON_RESOURCES";
-    /// The directory of the database and the keys.
+    /// The namespaces whose objects are read from Kubernetes. Unset: all of them.
+    kubernetes_namespaces: Vec<Name> = r#"["default"]"#, "HORIZON_KUBERNETES_NAMESPACES", value_delimiter = ',';
+    /// The kubeconfig that leads to the API server. Unset: the service account of the pod; never that of the user.
+    kubeconfig: PathBuf = r#""kubeconfig""#, "HORIZON_KUBECONFIG";
+    /// A file with the address of a Postgres database: `postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full`. Unset:
+    /// SQLite, in the data directory.
+    database_url_file: PathBuf = r#""database-url""#, "HORIZON_DATABASE_URL_FILE";
+    /// The same with a user that may change tables, for `migrate`. Unset: that of `database_url_file`.
+    migration_url_file: PathBuf = r#""migration-url""#, "HORIZON_MIGRATION_URL_FILE";
+    /// A file with the address of Redis: `rediss://:PASSWORD@HOST`, or `redis+sentinel://…/MASTER`, `redis+cluster://…`.
+    /// Unset: replicas hear of each other through Postgres.
+    redis_url_file: PathBuf = r#""redis-url""#, "HORIZON_REDIS_URL_FILE";
+    /// The Kubernetes Secret that holds the organisation's keys, `NAMESPACE/NAME`; made if it is not there. Unset: `keys` in
+    /// the data directory.
+    keys_secret: SecretName = r#""horizon-system/horizon-keys""#, "HORIZON_KEYS_SECRET";
+    /// The name of this replica. Unset: the name of the host.
+    replica: String = r#""horizon-0""#, "HORIZON_REPLICA";
+    /// For how long a leader leads without renewing; another replica takes over within about twice that.
+    lease_duration: TimeSpan = r#""3s""#, "HORIZON_LEASE_DURATION";
+    /// The directory of the database, the keys and the socket.
     data: PathBuf = r#""data""#, "HORIZON_DATA";
     /// The Unix socket of the API; `horizon.sock` in the data directory unless set.
     socket: PathBuf = r#""data/horizon.sock""#, "HORIZON_SOCKET";
@@ -179,6 +223,45 @@ impl TryFrom<String> for Advertised {
 impl From<Advertised> for String {
     fn from(address: Advertised) -> Self {
         address.to_string()
+    }
+}
+
+/// A Secret of Kubernetes, `NAMESPACE/NAME`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SecretName {
+    /// Its namespace.
+    pub namespace: Name,
+    /// Its name.
+    pub name: Name,
+}
+
+impl fmt::Display for SecretName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl FromStr for SecretName {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts = text.split_once('/').and_then(|(namespace, name)| {
+            Some(Self { namespace: namespace.parse().ok()?, name: name.parse().ok()? })
+        });
+        parts.ok_or_else(|| format!("'{text}' names no Secret: write NAMESPACE/NAME"))
+    }
+}
+
+impl TryFrom<String> for SecretName {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<SecretName> for String {
+    fn from(secret: SecretName) -> Self {
+        secret.to_string()
     }
 }
 
