@@ -1,6 +1,6 @@
 #!/bin/sh
 # Says what this machine lacks, before anything is compiled; installs it when run as root on Debian or Ubuntu.
-#   tests/setup.sh [build|lab|bench|fuzz]...   (HORIZON_SETUP=print never installs)
+#   tests/setup.sh [build|lab|services|bench|fuzz]...   (HORIZON_SETUP=print never installs)
 set -eu
 
 missing=""       # packages of Debian and Ubuntu
@@ -50,6 +50,20 @@ lab() {
     fi
 }
 
+services() { # what the tests start themselves; no daemon of the machine is used
+    set -- /usr/lib/postgresql/*/bin/initdb
+    [ -x "$1" ] || need initdb postgresql
+    need redis-server redis-server
+    need redis-sentinel redis-sentinel
+    need redis-cli redis-tools
+    need openssl openssl
+    set -- /usr/lib/*/faketime/libfaketimeMT.so.1
+    [ -e "$1" ] || need libfaketimeMT.so.1 libfaketime
+    need go golang-go # any from 1.19 on: it fetches the version that tests/kubernetes/go.mod names
+    set -- /etc/ssl/certs/*.pem
+    [ -e "$1" ] || need update-ca-certificates ca-certificates
+}
+
 bench() {
     need iperf3 iperf3
     command -v go >/dev/null 2>&1 \
@@ -65,8 +79,18 @@ if [ -n "$missing" ]; then
     install="apt-get install -y --no-install-recommends$missing"
     if [ "$(id -u)" = 0 ] && [ "${HORIZON_SETUP:-}" != print ] && command -v apt-get >/dev/null 2>&1; then
         echo "setup: installing what is missing: $install"
+        # Installing a package shall start no server on this machine, now or when it boots.
+        policy=/usr/sbin/policy-rc.d
+        if [ ! -e "$policy" ]; then
+            printf '#!/bin/sh\nexit 101\n' >"$policy"
+            chmod 755 "$policy"
+            trap 'rm -f "$policy"' EXIT
+        fi
         apt-get update -qq
         DEBIAN_FRONTEND=noninteractive $install >/dev/null
+        for daemon in $missing; do case $daemon in postgresql|redis-*)
+            ! command -v systemctl >/dev/null 2>&1 || systemctl --quiet disable "$daemon" 2>/dev/null || true
+        esac; done
     else
         trouble="$trouble
   packages are missing:  sudo $install"

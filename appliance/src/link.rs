@@ -35,6 +35,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 /// After the host's addresses changed, how long they may settle before the next attempt.
 const SETTLE: Duration = Duration::from_millis(200);
+/// The most addresses of other controllers that are tried before those that were set up.
+const MAX_ELSEWHERE: usize = 8;
 const MAX_HEARTBEAT_SECONDS: u32 = 3600;
 /// What the appliance can provide.
 pub(crate) const CAPABILITIES: [Capability; 4] =
@@ -176,16 +178,22 @@ impl Link {
                     sleep(SETTLE).await;
                     continue;
                 }
+                // Nothing is wrong: another replica is asked, and those that were set up again from the next time on.
+                Err(LinkError::GoElsewhere(addresses)) => {
+                    let pause = backoff.next(chance());
+                    tracing::info!(?addresses, "the controller asks to use another one");
+                    elsewhere = addresses;
+                    elsewhere.truncate(MAX_ELSEWHERE);
+                    sleep(pause).await;
+                    continue;
+                }
                 Err(error) => error,
             };
             let asked = error.retry_after();
             let mut delay = backoff.next(chance());
             delay = asked.map_or(delay, |a| a.max(delay));
             let reason = error.to_string();
-            elsewhere = match error {
-                LinkError::GoElsewhere(addresses) => addresses,
-                _ => Vec::new(),
-            };
+            elsewhere.clear();
             tracing::info!(%reason, retry_in = ?delay, "no controller");
             if self.heard.send(Heard::Failed { reason, retry_in: delay }).await.is_err() {
                 return;

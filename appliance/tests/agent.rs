@@ -476,3 +476,31 @@ fn a_new_address_is_a_reason_to_try_the_controller_at_once() {
         assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
     });
 }
+
+#[test]
+fn an_appliance_goes_elsewhere_when_asked_and_comes_back_later() {
+    isolated("an_appliance_goes_elsewhere_when_asked_and_comes_back_later", || async {
+        let dir = tempfile::tempdir().unwrap();
+        let mut controller = Controller::new();
+        let mut replica = Controller::new();
+        let state = enrolled(&controller, &dir).await;
+        for side in [&mut controller, &mut replica] {
+            side.change([base(7443), vec![session(1, "10.64.0.2/32")]].concat());
+        }
+        let _program = Program::run(&state);
+        let (mut peer, _) = controller.attach().await;
+        peer.say(0, controller.snapshot()).await;
+        peer.report(|r| r.generation == 1).await;
+        // The other replica takes it in where it was, under the same start of the process; its session goes on.
+        let addresses = vec!["127.0.0.1:1".to_owned(), replica.place()];
+        peer.say(0, Say::GoElsewhere(proto::GoElsewhere { addresses })).await;
+        let (there, attach) = replica.attach().await;
+        assert_eq!((attach.generation, &attach.digest[..]), (1, &controller.state.entries.digest().0[..]));
+        let now = status(&state).await;
+        assert_eq!((now.sessions.len(), now.state.generation), (1, 1));
+        // When that one goes without a word, it comes back to the controller that was set up.
+        drop((there, replica));
+        let (_peer, again) = controller.attach().await;
+        assert_eq!(again.incarnation, attach.incarnation);
+    });
+}

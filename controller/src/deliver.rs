@@ -1,5 +1,6 @@
-//! Delivery of secrets: a key that a file declares gets its one string into a file of its own, which its status names and
-//! which goes when the key is used or gone. Keys that the CLI asks for are answered there and never come here.
+//! Delivery of secrets: a key that the source declares gets its one string into a place of its own, which its status names
+//! and which goes when the key is used or gone. Keys that the CLI asks for are answered there and never come here. Only the
+//! leader delivers.
 
 use std::{
     collections::HashMap,
@@ -8,10 +9,12 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use horizon_controller_core::{Index, Origin, Stored};
-use horizon_crds::KindName;
+use horizon_crds::{KindName, ResourceId};
 use horizon_model::KeyId;
 use jiff::Timestamp;
 use tokio::sync::broadcast::error::RecvError;
@@ -22,14 +25,29 @@ use crate::{
     api::Strings,
     engine::Engine,
     live::{Hint, Live},
+    replica::Leadership,
     stop::Stop,
     store::{IssueError, Store, StoreError},
 };
 
+/// Where the strings of keys go.
+pub trait SecretSink: Send + Sync + 'static {
+    /// Puts the one string of a key where its admin finds it, in the place of what an earlier key of the name may have
+    /// left. Returns the place, as the status names it.
+    fn deliver<'a>(
+        &'a self,
+        key: &'a Stored,
+        text: &'a Zeroizing<String>,
+    ) -> BoxFuture<'a, io::Result<String>>;
+
+    /// Takes away what was put at a place, because the key was used or has ended. That it is not there is no error.
+    fn withdraw<'a>(&'a self, key: &'a ResourceId, place: &'a str) -> BoxFuture<'a, io::Result<()>>;
+}
+
 /// What delivery works with.
 pub struct Delivery {
-    /// Where the files go; made when it is needed.
-    pub directory: PathBuf,
+    /// Where the strings go.
+    pub sink: Arc<dyn SecretSink>,
     /// Puts the strings together.
     pub strings: Strings,
     /// The resources in force.
@@ -38,31 +56,43 @@ pub struct Delivery {
     pub store: Store,
     /// Says when a key was used.
     pub live: Arc<dyn Live>,
+    /// Whether this replica leads.
+    pub leadership: Leadership,
 }
 
-/// Delivers until it is to stop.
+/// When what could not be delivered is tried again.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// What is known of keys.
+#[derive(Default)]
+struct Keys {
+    /// Those that were looked at.
+    known: HashMap<Uuid, Known>,
+    /// Strings that were made, and could not be delivered yet. They cannot be made a second time.
+    waiting: HashMap<Uuid, Zeroizing<String>>,
+    /// Whether something is to be tried again.
+    again: bool,
+}
+
+/// A key that was looked at: which, and where its string is while it is somewhere.
+struct Known {
+    id: ResourceId,
+    place: Option<String>,
+}
+
+/// Delivers, while this replica leads, until it is to stop.
 pub async fn run(delivery: Delivery, mut stop: Stop) {
-    let mut indexes = delivery.engine.subscribe();
-    let mut hints = delivery.live.subscribe();
-    // Keys that were looked at, each with its file while there is one.
-    let mut known: HashMap<Uuid, Option<PathBuf>> = HashMap::new();
+    let mut standing = delivery.leadership.subscribe();
     loop {
-        let index = indexes.borrow_and_update().clone();
-        delivery.index(&index, &mut known).await;
-        let changed = async {
-            loop {
-                tokio::select! {
-                    changed = indexes.changed() => return changed.is_ok(),
-                    hint = hints.recv() => match hint {
-                        Ok(Hint::StatusDirty(uid)) => delivery.used(&index, uid, &mut known).await,
-                        Ok(_) | Err(RecvError::Lagged(_)) => {}
-                        Err(RecvError::Closed) => return false,
-                    },
-                }
-            }
-        };
+        let leads = async { standing.wait_for(|standing| standing.epoch().is_some()).await.is_ok() };
         tokio::select! {
-            goes_on = changed => if !goes_on { return },
+            goes_on = leads => if !goes_on { return },
+            () = stop.requested() => return,
+        }
+        let leads_no_more = async { standing.wait_for(|standing| standing.epoch().is_none()).await.is_ok() };
+        tokio::select! {
+            () = delivery.lead() => return,
+            goes_on = leads_no_more => if !goes_on { return },
             () = stop.requested() => return,
         }
     }
@@ -72,66 +102,131 @@ pub async fn run(delivery: Delivery, mut stop: Stop) {
 enum Standing {
     /// Nobody has its string yet.
     Fresh,
-    /// Its string lies in a file.
-    Delivered(PathBuf),
+    /// Its string lies in a place.
+    Delivered(String),
     /// It was used, or has ended.
     Over,
 }
 
 impl Delivery {
-    /// Looks at keys that are new, and forgets those that are gone.
-    async fn index(&self, index: &Index, known: &mut HashMap<Uuid, Option<PathBuf>>) {
-        // First, because a new key of the same name gets a file of the same name.
-        let gone: Vec<Uuid> = known.keys().filter(|uid| index.by_uid(**uid).is_none()).copied().collect();
-        for uid in gone {
-            if let Some(Some(file)) = known.remove(&uid) {
-                remove(&file);
+    async fn lead(&self) {
+        let mut in_force = self.engine.subscribe();
+        let mut hints = self.live.subscribe();
+        let mut keys = Keys::default();
+        loop {
+            let index = in_force.borrow_and_update().index.clone();
+            self.index(&index, &mut keys).await;
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep(RETRY), if keys.again => break,
+                    changed = in_force.changed() => match changed {
+                        Ok(()) => break,
+                        Err(_) => return,
+                    },
+                    hint = hints.recv() => match hint {
+                        Ok(Hint::StatusDirty(uid)) => self.used(&index, uid, &mut keys.known).await,
+                        Ok(Hint::Everything) | Err(RecvError::Lagged(_)) => {
+                            let delivered = keys.known.iter().filter(|(_, key)| key.place.is_some());
+                            let delivered: Vec<Uuid> = delivered.map(|(uid, _)| *uid).collect();
+                            for uid in delivered {
+                                self.used(&index, uid, &mut keys.known).await;
+                            }
+                        }
+                        Ok(_) => {}
+                        Err(RecvError::Closed) => return,
+                    },
+                }
             }
         }
-        let keys =
+    }
+
+    /// Looks at keys that are new, and forgets those that are gone.
+    async fn index(&self, index: &Index, keys: &mut Keys) {
+        let Keys { known, waiting, again } = keys;
+        *again = false;
+        waiting.retain(|uid, _| index.by_uid(*uid).is_some());
+        // First, because a new key of the same name gets a place of the same name.
+        let gone: Vec<Uuid> = known.keys().filter(|uid| index.by_uid(**uid).is_none()).copied().collect();
+        for uid in gone {
+            if let Some(Known { id, place: Some(place) }) = known.remove(&uid) {
+                self.withdraw(&id, &place).await;
+            }
+        }
+        let all =
             [KindName::RegistrationKey, KindName::PersonalKey].into_iter().flat_map(|kind| index.all(kind));
-        for key in keys.filter(|key| matches!(key.origin, Origin::File(_))) {
-            if known.contains_key(&key.uid) {
+        for key in all.filter(|key| matches!(key.origin, Origin::File(_))) {
+            if known.contains_key(&key.uid) || self.leadership.leads().is_none() {
                 continue;
             }
-            match self.deliver(key).await {
-                Ok(file) => {
-                    known.insert(key.uid, file);
+            match self.deliver(key, waiting).await {
+                Ok(place) => {
+                    known.insert(key.uid, Known { id: key.id(), place });
                 }
-                // It stays unknown, so the next change tries again.
                 Err(error) => {
-                    tracing::error!(key = %key.id(), %error, "the key's string could not be delivered")
+                    *again = true;
+                    let key = key.id();
+                    tracing::error!(%key, %error, "the key's string could not be delivered; trying again");
                 }
             }
         }
     }
 
     async fn standing(&self, key: &Stored) -> Result<Standing, StoreError> {
-        let (over, file) = if key.resource.kind() == KindName::RegistrationKey {
+        let (over, place) = if key.resource.kind() == KindName::RegistrationKey {
             let facts = self.store.registration_key_facts(key.uid).await?;
             (facts.used_at.is_some() || facts.revoked_at.is_some(), facts.secret_file)
         } else {
             let facts = self.store.personal_key_facts(key.uid).await?;
             (facts.activated_at.is_some() || facts.deactivated_at.is_some(), facts.secret_file)
         };
-        Ok(match file {
-            Some(file) if over => {
-                remove(Path::new(&file));
+        Ok(match place {
+            Some(place) if over => {
+                self.withdraw(&key.id(), &place).await;
                 self.note(key.uid, None).await?;
                 Standing::Over
             }
             None if over => Standing::Over,
-            Some(file) => Standing::Delivered(file.into()),
+            Some(place) => Standing::Delivered(place),
             None => Standing::Fresh,
         })
     }
 
-    async fn deliver(&self, key: &Stored) -> Result<Option<PathBuf>, DeliverError> {
+    async fn deliver(
+        &self,
+        key: &Stored,
+        waiting: &mut HashMap<Uuid, Zeroizing<String>>,
+    ) -> Result<Option<String>, DeliverError> {
         match self.standing(key).await? {
             Standing::Over => return Ok(None),
-            Standing::Delivered(file) => return Ok(Some(file)),
+            Standing::Delivered(place) => return Ok(Some(place)),
             Standing::Fresh => {}
         }
+        let text = match waiting.remove(&key.uid) {
+            Some(text) => text,
+            None => match self.issue(key).await? {
+                Some(text) => text,
+                None => return Ok(None),
+            },
+        };
+        let delivered = async {
+            let place = self.sink.deliver(key, &text).await?;
+            self.note(key.uid, Some(&place)).await?;
+            Ok::<_, DeliverError>(place)
+        };
+        match delivered.await {
+            Ok(place) => {
+                tracing::info!(key = %key.id(), place, "the key's string was delivered");
+                Ok(Some(place))
+            }
+            Err(error) => {
+                waiting.insert(key.uid, text);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes the string of a key; `None` when there is none to be had any more.
+    async fn issue(&self, key: &Stored) -> Result<Option<Zeroizing<String>>, DeliverError> {
         let now = Timestamp::now();
         let issued = if key.resource.kind() == KindName::RegistrationKey {
             let secret = self.store.issue_registration_secret(key.uid, now).await;
@@ -140,41 +235,38 @@ impl Delivery {
             let issued = self.store.issue_personal_secret(KeyId(key.uid), now).await;
             issued.map(|issued| self.strings.personal_key(issued.key, issued.secret))
         };
-        let text = match issued {
-            Ok(text) => Zeroizing::new(format!("{text}\n")),
-            Err(IssueError::Ended) => return Ok(None),
+        match issued {
+            Ok(text) => Ok(Some(Zeroizing::new(format!("{text}\n")))),
+            Err(IssueError::Ended) => Ok(None),
             Err(IssueError::AlreadyIssued) => {
                 let key = key.id();
-                tracing::warn!(%key, "the string of this key was made, but its file is not there: declare another key");
-                return Ok(None);
+                tracing::warn!(%key, "the string of this key was made, but it was not delivered: declare another key");
+                Ok(None)
             }
-            Err(IssueError::Unknown) => return Err(DeliverError::Unknown),
-            Err(IssueError::Store(error)) => return Err(error.into()),
-        };
-        let id = key.id();
-        // Names have hyphens and no dots: no two keys have one file.
-        let name = format!("{}.{}.{}", id.kind.as_str().to_lowercase(), id.namespace, id.name);
-        let file = self.directory.join(name);
-        write(&file, text.as_bytes())?;
-        self.note(key.uid, Some(&file)).await?;
-        tracing::info!(key = %id, file = %file.display(), "the key's string lies in its file");
-        Ok(Some(file))
+            Err(IssueError::Unknown) => Err(DeliverError::Unknown),
+            Err(IssueError::Store(error)) => Err(error.into()),
+        }
     }
 
-    /// Removes the file of a key that was used.
-    async fn used(&self, index: &Index, uid: Uuid, known: &mut HashMap<Uuid, Option<PathBuf>>) {
-        let Some(file) = known.get_mut(&uid).filter(|file| file.is_some()) else { return };
+    /// Takes away the string of a key that was used.
+    async fn used(&self, index: &Index, uid: Uuid, known: &mut HashMap<Uuid, Known>) {
+        let Some(entry) = known.get_mut(&uid).filter(|key| key.place.is_some()) else { return };
         let Some(key) = index.by_uid(uid) else { return };
         match self.standing(key).await {
-            Ok(Standing::Over) => *file = None,
+            Ok(Standing::Over) => entry.place = None,
             Ok(_) => {}
             Err(error) => tracing::warn!(key = %key.id(), %error, "cannot tell whether the key was used"),
         }
     }
 
-    async fn note(&self, uid: Uuid, file: Option<&Path>) -> Result<(), StoreError> {
-        let file = file.map(|file| file.to_string_lossy());
-        self.store.note_secret_file(uid, file.as_deref()).await?;
+    async fn withdraw(&self, key: &ResourceId, place: &str) {
+        if let Err(error) = self.sink.withdraw(key, place).await {
+            tracing::warn!(%key, place, %error, "a delivered string could not be removed: remove it by hand");
+        }
+    }
+
+    async fn note(&self, uid: Uuid, place: Option<&str>) -> Result<(), StoreError> {
+        self.store.note_secret_file(uid, place).await?;
         self.live.publish(Hint::StatusDirty(uid));
         Ok(())
     }
@@ -185,10 +277,35 @@ impl Delivery {
 enum DeliverError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("its file cannot be written: {0}")]
-    File(#[from] io::Error),
+    #[error("it cannot be written to its place: {0}")]
+    Place(#[from] io::Error),
     #[error("the database does not know the key")]
     Unknown,
+}
+
+/// A directory of files that only the controller's user may read, one for each string; made when it is needed.
+#[derive(Clone, Debug)]
+pub struct SecretFiles(pub PathBuf);
+
+impl SecretSink for SecretFiles {
+    fn deliver<'a>(
+        &'a self,
+        key: &'a Stored,
+        text: &'a Zeroizing<String>,
+    ) -> BoxFuture<'a, io::Result<String>> {
+        let id = key.id();
+        // Names have hyphens and no dots: no two keys have one file.
+        let name = format!("{}.{}.{}", id.kind.as_str().to_lowercase(), id.namespace, id.name);
+        let file = self.0.join(name);
+        Box::pin(async move {
+            write(&file, text.as_bytes())?;
+            Ok(file.to_string_lossy().into_owned())
+        })
+    }
+
+    fn withdraw<'a>(&'a self, _key: &'a ResourceId, place: &'a str) -> BoxFuture<'a, io::Result<()>> {
+        Box::pin(async move { remove(Path::new(place)) })
+    }
 }
 
 /// Writes a file that only its owner may read, in the place of one that an earlier key of the name may have left.
@@ -196,17 +313,15 @@ fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     if let Some(directory) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     }
-    remove(path);
+    remove(path)?;
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(content)?;
     file.sync_all()
 }
 
-fn remove(path: &Path) {
+fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(file = %path.display(), %error, "a delivered string could not be removed: remove it by hand");
-        }
-        _ => {}
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }

@@ -100,6 +100,7 @@ fn translate(schema: &mut Value) {
             rules.push(duration_rule(least, most));
         }
     }
+    guard(object);
     for nested in
         object.get_mut("properties").and_then(Value::as_object_mut).into_iter().flat_map(Map::values_mut)
     {
@@ -107,6 +108,18 @@ fn translate(schema: &mut Value) {
     }
     if let Some(items) = object.get_mut("items") {
         translate(items);
+    }
+}
+
+/// A rule about a text must not fail on one that the pattern forbids: the pattern says so already, and an object that was
+/// stored under a looser schema takes no status while a rule fails on it instead of answering.
+fn guard(object: &mut Map<String, Value>) {
+    let Some(pattern) = object.get("pattern").and_then(Value::as_str) else { return };
+    let quoted = pattern.replace('\\', "\\\\").replace('\'', "\\'");
+    let rules = object.get_mut("x-kubernetes-validations").and_then(Value::as_array_mut);
+    for rule in rules.into_iter().flatten() {
+        let guarded = rule["rule"].as_str().map(|rule| format!("!self.matches('{quoted}') || ({rule})"));
+        rule["rule"] = guarded.into();
     }
 }
 
@@ -160,6 +173,9 @@ pub fn crd(kind: KindName) -> Value {
     let mut spec = spec_schema(kind);
     translate(&mut spec);
     translate(&mut status);
+    if let Some(columns) = definition["spec"]["versions"][0]["additionalPrinterColumns"].as_array_mut() {
+        show_acceptance(kind, columns);
+    }
     let root = &mut definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
     root["properties"]["spec"] = spec;
     root["properties"]["status"] = status;
@@ -168,6 +184,22 @@ pub fn crd(kind: KindName) -> Value {
         "message": "use a name of 1 to 63 characters of a-z, 0-9 and '-', without dots",
     }]);
     definition
+}
+
+/// Whether an object is in force is a column of every kind, before its age. Servers have more urgent ones: wide output only.
+fn show_acceptance(kind: KindName, columns: &mut Vec<Value>) {
+    if columns.iter().any(|column| column["name"] == "Accepted") {
+        return;
+    }
+    let mut column = json!({
+        "name": "Accepted",
+        "type": "string",
+        "jsonPath": ".status.conditions[?(@.type==\"Accepted\")].status",
+    });
+    if kind == KindName::Server {
+        column["priority"] = 1.into();
+    }
+    columns.insert(columns.len().saturating_sub(1), column);
 }
 
 /// The definition of a kind as the text of a YAML file.

@@ -3,6 +3,9 @@
 //! Everything vanishes with the process: namespaces have no name and no file, and children die with their host.
 
 pub mod bench;
+pub mod fleet;
 pub mod lab;
+pub mod production;
 pub mod products;
 pub mod services;
+pub mod story;

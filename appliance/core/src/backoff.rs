@@ -16,12 +16,12 @@ impl Backoff {
         Self { first, longest, attempt: 0 }
     }
 
-    /// The next delay: between half of it and all of it, by `chance` (uniform over its range).
+    /// The next delay: between a tenth of it and all of it, by `chance` (uniform over its range).
     pub fn next(&mut self, chance: u32) -> Duration {
         let full = self.first.saturating_mul(2u32.saturating_pow(self.attempt)).min(self.longest);
         self.attempt = self.attempt.saturating_add(1);
-        let half = full / 2;
-        half + half.mul_f64(f64::from(chance) / f64::from(u32::MAX))
+        let least = full / 10;
+        least + (full - least).mul_f64(f64::from(chance) / f64::from(u32::MAX))
     }
 
     /// Starts again with the first delay.
@@ -38,13 +38,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn delays_grow_to_the_longest_and_stay_within_their_half(chances in prop::collection::vec(any::<u32>(), 1..80)) {
+        fn delays_grow_to_the_longest_and_are_spread_by_chance(chances in prop::collection::vec(any::<u32>(), 1..80)) {
             let (first, longest) = (Duration::from_millis(500), Duration::from_secs(60));
             let mut backoff = Backoff::new(first, longest);
             let mut full = first;
             for chance in chances {
                 let delay = backoff.next(chance);
-                prop_assert!(delay >= full / 2 && delay <= full);
+                prop_assert!(delay >= full / 10 && delay <= full);
                 full = (full * 2).min(longest);
             }
             backoff.reset();

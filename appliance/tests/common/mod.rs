@@ -181,14 +181,17 @@ impl Controller {
 
     pub(crate) fn token(&self) -> String {
         RegistrationToken {
-            controllers: vec![
-                SocketAddr::new(self.address, self.listener.local_addr().unwrap().port()).to_string(),
-            ],
+            controllers: vec![self.place()],
             root: key::root_id(&self.keys[0].public()),
             key_name: "test".into(),
             secret: Secret::new([8; 32]),
         }
         .encode()
+    }
+
+    /// Where appliances reach it.
+    pub(crate) fn place(&self) -> String {
+        SocketAddr::new(self.address, self.listener.local_addr().unwrap().port()).to_string()
     }
 
     /// The next appliance that says Hello, welcomed.

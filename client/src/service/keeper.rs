@@ -43,7 +43,7 @@ const MAX_UNTOLD: usize = 16;
 /// First and longest pause between attempts.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// The most addresses that a controller may name in its place.
-const MAX_ELSEWHERE: usize = 16;
+const MAX_ELSEWHERE: usize = 8;
 /// The longest reason that is kept, in characters.
 const MAX_REASON: usize = 512;
 
@@ -228,6 +228,7 @@ impl Keeper {
                 self.up(channel);
             }
             Err(error) => {
+                self.elsewhere.clear();
                 let failure = refusal::not_connected(error);
                 self.away(&failure.message);
                 self.fail(&failure);

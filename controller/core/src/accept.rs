@@ -10,7 +10,7 @@ use horizon_crds::{
 
 use crate::{
     index::{Index, Origin},
-    plan::Put,
+    plan::{ID_ANNOTATION, Put},
 };
 
 /// A resource that would come into force.
@@ -72,7 +72,10 @@ impl<F: FnOnce() -> Names> Round<'_, F> {
         let mut issues = Vec::new();
         let old = self.index.by_id(id);
         if let Some(old) = old {
-            if matches!(old.origin, Origin::File(_)) != matches!(put.origin, Origin::File(_)) {
+            // A document that says that it is the very resource takes it over.
+            let claims = put.resource.metadata().annotations.get(ID_ANNOTATION);
+            let takes_over = claims.is_some_and(|uid| uid.parse() == Ok(old.uid));
+            if matches!(old.origin, Origin::File(_)) != matches!(put.origin, Origin::File(_)) && !takes_over {
                 issues.push(Issue {
                     field: "metadata.name".into(),
                     message: format!("{id} already belongs to {}", old.origin),

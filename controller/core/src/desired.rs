@@ -5,9 +5,25 @@ use std::{
     sync::Arc,
 };
 
-use horizon_crds::{Origin as Place, Parsed, Problem, Resource, ResourceId};
+use horizon_crds::{Origin as Place, Parsed, Problem, Resource, ResourceId, document::KUBERNETES_PREFIX};
+use uuid::Uuid;
 
-use crate::index::{Origin, Stored};
+use crate::{
+    index::{Index, Origin, Stored},
+    plan::ID_ANNOTATION,
+};
+
+/// How many identities are remembered that documents claim.
+const MAX_IDENTITIES: usize = 1_000_000;
+
+/// Which version of a Kubernetes object something is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectVersion {
+    /// The object's identity. An object recreated under the same name has another.
+    pub uid: Uuid,
+    /// Its `metadata.generation`, which the API server counts with every change of the spec.
+    pub generation: i64,
+}
 
 /// A resource that a file declares.
 #[derive(Clone, Debug)]
@@ -27,6 +43,10 @@ pub struct File {
     pub problems: Vec<Problem>,
     /// Whether every document could be told by kind and name. If not, nothing that this file used to hold counts as gone.
     pub complete: bool,
+    /// The Kubernetes object it stands for; `None` for a file of a directory.
+    pub object: Option<ObjectVersion>,
+    /// Who wrote it last, where the source can tell.
+    pub author: Option<Arc<str>>,
 }
 
 impl From<Parsed> for File {
@@ -39,6 +59,7 @@ impl From<Parsed> for File {
                 .collect(),
             problems: parsed.problems,
             complete,
+            ..Self::default()
         }
     }
 }
@@ -46,7 +67,7 @@ impl From<Parsed> for File {
 impl File {
     /// A file that cannot be read at all: what it used to hold stays in force.
     pub fn unreadable(problem: Problem) -> Self {
-        Self { resources: Vec::new(), problems: vec![problem], complete: false }
+        Self { problems: vec![problem], ..Self::default() }
     }
 
     /// The resources it mentions, each with its position among the good ones, or `None` when it is broken.
@@ -63,8 +84,8 @@ type Mention = (Arc<str>, Option<usize>);
 /// What is wanted of one resource.
 #[derive(Debug)]
 pub(crate) enum Wanted<'a> {
-    /// To be as this candidate says.
-    Be(&'a Candidate),
+    /// To be as this candidate of this file says.
+    Be(&'a Candidate, &'a File),
     /// To stay as it is: its document cannot be read now.
     Stay,
     /// Not to be.
@@ -78,6 +99,21 @@ pub struct Desired {
     /// By resource, the files that mention it, in order, each with its position in the file.
     mentions: HashMap<ResourceId, Vec<Mention>>,
     complete: bool,
+    /// Which resources identities stand for that documents claim; `None` for one that nothing ever had.
+    identities: HashMap<Uuid, Option<ResourceId>>,
+}
+
+/// What a document says about its identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// Nothing, or what is so anyway, or an identity that nothing here ever had.
+    None,
+    /// It is that of another resource.
+    Of(ResourceId),
+    /// It is that of an earlier resource of the name, which has been made anew since.
+    Earlier,
+    /// It is no identity.
+    Malformed,
 }
 
 impl Desired {
@@ -154,9 +190,57 @@ impl Desired {
     }
 
     /// The good documents of a resource, by file.
-    fn candidates(&self, id: &ResourceId) -> impl Iterator<Item = (&Arc<str>, &Candidate)> {
+    fn candidates(&self, id: &ResourceId) -> impl Iterator<Item = (&Arc<str>, &Candidate, &File)> {
         let places = self.mentions.get(id).into_iter().flatten();
-        places.filter_map(|(path, at)| Some((path, self.files.get(path)?.resources.get((*at)?)?)))
+        places.filter_map(|(path, at)| {
+            let file = self.files.get(path)?;
+            Some((path, file.resources.get((*at)?)?, &**file))
+        })
+    }
+
+    /// The identities that documents of these resources claim and that are neither in force nor looked up yet.
+    pub fn unknown_identities<'a>(
+        &self,
+        index: &Index,
+        ids: impl IntoIterator<Item = &'a ResourceId>,
+    ) -> Vec<Uuid> {
+        let claims = ids.into_iter().flat_map(|id| self.candidates(id)).filter_map(|(_, candidate, _)| {
+            candidate.resource.metadata().annotations.get(ID_ANNOTATION)?.parse().ok()
+        });
+        let unknown = claims.filter(|uid| index.by_uid(*uid).is_none() && !self.identities.contains_key(uid));
+        unknown.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Says which resources identities stand for; those not in `found` nothing ever had.
+    pub fn learn_identities(&mut self, asked: &[Uuid], found: &HashMap<Uuid, ResourceId>) {
+        if self.identities.len() > MAX_IDENTITIES {
+            self.identities.clear();
+        }
+        self.identities.extend(asked.iter().map(|uid| (*uid, found.get(uid).cloned())));
+    }
+
+    /// What a document that is to come into force says about its identity.
+    pub(crate) fn claim(&self, index: &Index, resource: &Resource) -> Claim {
+        let Some(text) = resource.metadata().annotations.get(ID_ANNOTATION) else { return Claim::None };
+        let Ok(uid) = text.parse::<Uuid>() else { return Claim::Malformed };
+        let id = resource.id();
+        let living = index.by_id(&id);
+        if living.is_some_and(|stored| stored.uid == uid) {
+            return Claim::None;
+        }
+        if let Some(other) = index.by_uid(uid) {
+            return Claim::Of(other.id());
+        }
+        match self.identities.get(&uid) {
+            Some(Some(other)) if *other != id => Claim::Of(other.clone()),
+            Some(Some(_)) if living.is_some() => Claim::Earlier,
+            _ => Claim::None,
+        }
+    }
+
+    /// The version of the Kubernetes object that declares a resource, or would if it were well-formed.
+    pub fn object(&self, id: &ResourceId) -> Option<ObjectVersion> {
+        self.mentions.get(id)?.iter().find_map(|(path, _)| self.files.get(path)?.object)
     }
 
     /// What is wanted of a resource, given what is in force. Of several documents for one resource, the one of the file
@@ -167,8 +251,8 @@ impl Desired {
             _ => None,
         };
         if let Some(home) = home {
-            if let Some((_, candidate)) = self.candidates(id).find(|(path, _)| *path == home) {
-                return Wanted::Be(candidate);
+            if let Some((_, candidate, file)) = self.candidates(id).find(|(path, ..)| *path == home) {
+                return Wanted::Be(candidate, file);
             }
             let mentioned =
                 self.mentions.get(id).is_some_and(|places| places.iter().any(|(path, _)| path == home));
@@ -179,9 +263,13 @@ impl Desired {
             if mentioned || unreadable {
                 return Wanted::Stay;
             }
+            // What else has the name now is another object, and nothing to it.
+            if home.starts_with(KUBERNETES_PREFIX) && self.candidates(id).next().is_none() {
+                return Wanted::Gone;
+            }
         }
         match self.candidates(id).next() {
-            Some((_, candidate)) => Wanted::Be(candidate),
+            Some((_, candidate, file)) => Wanted::Be(candidate, file),
             None if self.mentions.contains_key(id) || !self.complete => Wanted::Stay,
             None => Wanted::Gone,
         }
@@ -189,6 +277,6 @@ impl Desired {
 
     /// The documents of a resource besides the one that holds.
     pub(crate) fn duplicates(&self, id: &ResourceId, chosen: &Candidate) -> Vec<&Candidate> {
-        self.candidates(id).map(|(_, c)| c).filter(|c| !std::ptr::eq(*c, chosen)).collect()
+        self.candidates(id).map(|(_, c, _)| c).filter(|c| !std::ptr::eq(*c, chosen)).collect()
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use horizon_crds::{
     AccessPolicySpec, KindName, Name, ReferenceTarget, Resource, ResourceId, RevocationTarget,
-    SecurityPolicySpec, ServerSpec, UserSpec, VirtualNetworkSpec,
+    SecurityPolicySpec, ServerSpec, UserSpec, VirtualNetworkSpec, document::KUBERNETES_PREFIX,
 };
 use horizon_model::{NetworkId, ServerId};
 use jiff::Timestamp;
@@ -13,19 +13,36 @@ use uuid::Uuid;
 
 use crate::lookup::Lookups;
 
+
 /// Who a resource belongs to: only they change or remove it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Origin {
-    /// A document of this file, by its path below the source's directory.
+    /// A document of this file, by its path below the source's directory; or a Kubernetes object, by the path
+    /// `kubernetes/NAMESPACE/KIND/NAME/UID`.
     File(Arc<str>),
     /// A request to the controller's own interface.
     Api,
 }
 
+impl Origin {
+    /// Whether this is an object of Kubernetes.
+    pub fn is_kubernetes(&self) -> bool {
+        matches!(self, Self::File(path) if path.starts_with(KUBERNETES_PREFIX))
+    }
+
+    /// Whether both are objects of Kubernetes, and not the same one: somebody deleted one and made another.
+    pub(crate) fn is_recreated_as(&self, path: &str) -> bool {
+        self.is_kubernetes() && path.starts_with(KUBERNETES_PREFIX) && *self != Self::File(path.into())
+    }
+}
+
 impl std::fmt::Display for Origin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::File(path) => f.write_str(path),
+            Self::File(path) => match path.strip_prefix(KUBERNETES_PREFIX).and_then(|p| p.rsplit_once('/')) {
+                Some((object, _uid)) => write!(f, "Kubernetes object {object}"),
+                None => f.write_str(path),
+            },
             Self::Api => f.write_str("the controller's own records"),
         }
     }

@@ -15,12 +15,13 @@ pub mod status;
 
 pub use compose::{SessionFacts, appliance_address, base_state, session_entry, ticket_networks};
 pub use denial::Denial;
-pub use desired::{Candidate, Desired, File};
+pub use desired::{Candidate, Desired, File, ObjectVersion};
 pub use facts::{DeviceStanding, GrantFacts, Purpose, ServerStanding};
 pub use grant::{Grant, GrantedNetwork, MAX_RULE_PORTS, MAX_RULES, grant, grant_named, servers_for};
 pub use index::{Index, Origin, Stored};
 pub use plan::{
-    Plan, PruneHeld, PruneLimit, Put, Recent, Wish, apply, declared_by, everything, plan, plan_put, preview,
+    ID_ANNOTATION, Plan, PruneHeld, PruneLimit, Put, Recent, Wish, apply, declared_by, everything, plan, plan_put,
+    preview,
 };
 pub use scope::{Scope, matched_users};
 

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::{
     accept::{self, Proposal},
-    desired::{Desired, Wanted},
+    desired::{Candidate, Claim, Desired, Wanted},
     index::{Index, Origin, Stored},
     scope::Scope,
 };
@@ -24,6 +24,8 @@ pub struct Put {
     pub resource: Arc<Resource>,
     /// Where it comes from.
     pub origin: Origin,
+    /// Who wrote it, where the source can tell.
+    pub author: Option<Arc<str>>,
 }
 
 /// What is to be done. Everything in it can be done in any order, in one transaction.
@@ -33,6 +35,8 @@ pub struct Plan {
     pub puts: BTreeMap<ResourceId, Put>,
     /// Resources that go out of force.
     pub removals: BTreeSet<ResourceId>,
+    /// Of the removals, those to be planned again once this plan is applied: other objects have their names now.
+    pub again: BTreeSet<ResourceId>,
     /// Documents that cannot come into force, and why. What they would replace stays in force. They are to be planned
     /// again with every other change, which may have been what they waited for.
     pub rejected: BTreeMap<ResourceId, Vec<Problem>>,
@@ -116,21 +120,71 @@ pub fn plan(index: &Index, wish: Wish<'_>, touched: &BTreeSet<ResourceId>) -> Pl
                     removals.insert(id.clone());
                 }
             }
-            Wanted::Be(candidate) => {
+            Wanted::Be(candidate, _) if stored.is_some_and(|s| is_recreated(s, candidate)) => {
+                removals.insert(id.clone());
+            }
+            Wanted::Be(candidate, file) => {
                 let problems = duplicates(wish.desired, id, candidate);
                 if !problems.is_empty() {
                     plan.rejected.insert(id.clone(), problems);
                 }
                 let origin = Origin::File(candidate.place.file().into());
-                let put = Put { resource: candidate.resource.clone(), origin };
+                let author = file.author.clone();
+                let put = Put { resource: candidate.resource.clone(), origin, author };
                 if stored.is_none_or(|s| s.resource != put.resource || s.origin != put.origin) {
+                    if let Some(issue) = wrong_claim(index, wish.desired, &put.resource) {
+                        let problem = Problem::from_issue(issue, &put.resource, &candidate.place);
+                        plan.rejected.entry(id.clone()).or_default().push(problem);
+                        continue;
+                    }
                     proposals.insert(id.clone(), Proposal { put, place: candidate.place.clone() });
                 }
             }
         }
     }
     (plan.removals, plan.held) = limit(index, &wish, removals);
+    let replaced = |id: &&ResourceId| {
+        let stored = index.by_id(id).map(|stored| &**stored);
+        matches!(wish.desired.wanted(id, stored), Wanted::Be(..))
+    };
+    plan.again = plan.removals.iter().filter(replaced).cloned().collect();
     settle(index, plan, proposals)
+}
+
+/// The annotation by which a document claims to be a resource that is in force, or was until it was removed, by its uid: moved
+/// from elsewhere or brought back, not new.
+pub const ID_ANNOTATION: &str = "horizon.dev/id";
+
+/// Whether the object of Kubernetes that a resource comes from was deleted and another made under its name, which inherits
+/// nothing unless it says that it is the same resource.
+fn is_recreated(stored: &Stored, candidate: &Candidate) -> bool {
+    let claimed = candidate.resource.metadata().annotations.get(ID_ANNOTATION);
+    stored.origin.is_recreated_as(candidate.place.file())
+        && claimed.is_none_or(|id| id.parse() != Ok(stored.uid))
+}
+
+/// What is wrong with the identity that a document claims.
+fn wrong_claim(index: &Index, desired: &Desired, resource: &Resource) -> Option<Issue> {
+    let id = resource.id();
+    let (message, remedy) = match desired.claim(index, resource) {
+        Claim::None => return None,
+        Claim::Of(other) => (
+            format!("it claims the identity of {other}, which keeps it"),
+            format!("remove the annotation {ID_ANNOTATION} here, or the other document that has it"),
+        ),
+        Claim::Earlier => (
+            format!("it claims the identity of an earlier {id}, which was made anew since"),
+            format!(
+                "remove the annotation {ID_ANNOTATION} to go on with the one in force; or remove the document, and \
+                 write it again with the annotation once the one in force is gone"
+            ),
+        ),
+        Claim::Malformed => (
+            "it claims an identity that is none".to_owned(),
+            format!("remove the annotation {ID_ANNOTATION}, or copy it from `horizon-controller export`"),
+        ),
+    };
+    Some(Issue { field: format!("metadata.annotations[{ID_ANNOTATION:?}]"), message, remedy })
 }
 
 /// Plans a change that the controller's own interface asks for.
@@ -146,7 +200,7 @@ pub fn plan_put(index: &Index, resource: Arc<Resource>) -> Result<Plan, Vec<Issu
     if index.by_id(&id).is_some_and(|s| s.resource == resource && s.origin == Origin::Api) {
         return Ok(Plan::default());
     }
-    let put = Put { resource, origin: Origin::Api };
+    let put = Put { resource, origin: Origin::Api, author: None };
     let proposals = BTreeMap::from([(id, Proposal { put, place: Place::elsewhere("request") })]);
     let plan = settle(index, Plan::default(), proposals);
     if plan.rejected.is_empty() {
@@ -267,14 +321,11 @@ fn limit(
         .iter()
         .map(|(kind, count)| format!("{count} of {} {}", index.all(*kind).len(), kind.plural()))
         .collect();
-    let why = if emptied {
-        "the directory declares nothing any more"
-    } else {
-        "that is more than goes without a question"
-    };
+    let why =
+        if emptied { "it declares nothing any more" } else { "that is more than goes without a question" };
     let message = format!(
-        "the files no longer declare {}: {why}, so they stay in force; confirm with `horizon-controller confirm-prune`, or \
-         bring the files back",
+        "the source no longer declares {}: {why}, so they stay in force; confirm with `horizon-controller confirm-prune`, \
+         or bring them back",
         what.join(" and ")
     );
     (done, Some(PruneHeld { resources: held, message }))

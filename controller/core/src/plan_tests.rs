@@ -482,3 +482,164 @@ proptest! {
         }
     }
 }
+
+/// A Kubernetes object of a kind and name, with its path.
+fn object(kind: &str, name: &str, uid: &str, spec: &str) -> (String, String) {
+    (format!("kubernetes/default/{kind}/{name}/{uid}"), document(kind, name, spec))
+}
+
+#[test]
+fn an_object_recreated_under_a_name_inherits_nothing() {
+    let (path, text) = object("Server", "paris", "1", "");
+    let mut world = World::of(&[(&path, text)]);
+    let first = world.uid(KindName::Server, "paris");
+    world.delete(&path);
+    let (path, text) = object("Server", "paris", "2", "location = \"Paris\"");
+    world.write(&path, &text);
+    let plan = world.settle();
+    let paris = BTreeSet::from([id(KindName::Server, "paris")]);
+    assert_eq!((&plan.removals, &plan.again), (&paris, &paris));
+    assert!(plan.puts.is_empty());
+    let plan = world.plan(&plan.again, &BTreeSet::new());
+    assert_eq!(plan.puts.keys().cloned().collect::<BTreeSet<_>>(), paris);
+    world.commit(&plan);
+    assert_ne!(world.uid(KindName::Server, "paris"), first);
+    assert!(world.plan_all().is_empty());
+}
+
+#[test]
+fn an_object_that_says_which_resource_it_is_stays_that() {
+    let (path, text) = object("Server", "paris", "1", "");
+    let mut world = World::of(&[(&path, text)]);
+    let first = world.uid(KindName::Server, "paris");
+    world.delete(&path);
+    let (path, text) = object("Server", "paris", "2", "");
+    let claimed = format!("metadata.annotations.\"horizon.dev/id\" = \"{first}\"\n{text}");
+    world.write(&path, &claimed);
+    let plan = world.settle();
+    assert!(plan.removals.is_empty() && plan.puts.len() == 1);
+    assert_eq!(world.uid(KindName::Server, "paris"), first);
+}
+
+#[test]
+fn a_resource_moves_between_files_and_objects() {
+    let mut world = World::of(&[("a.toml", document("Server", "paris", ""))]);
+    let first = world.uid(KindName::Server, "paris");
+    world.delete("a.toml");
+    let (path, text) = object("Server", "paris", "1", "");
+    world.write(&path, &text);
+    assert!(world.settle().removals.is_empty());
+    world.delete(&path);
+    world.write("b.toml", &document("Server", "paris", ""));
+    assert!(world.settle().removals.is_empty());
+    assert_eq!(world.uid(KindName::Server, "paris"), first);
+}
+
+#[test]
+fn a_malformed_object_keeps_only_what_it_was_itself() {
+    let (path, text) = object("User", "ana", "1", "");
+    let (other, other_text) = object("User", "ben", "1", "");
+    let mut world = World::of(&[(&path, text), (&other, other_text)]);
+    world.write(&path, &document("User", "ana", "groups = 3"));
+    assert!(world.plan_all().is_empty(), "the last good version stays in force");
+    world.delete(&path);
+    world.write(&object("User", "ana", "2", "").0, &document("User", "ana", "groups = 3"));
+    let plan = world.settle();
+    assert_eq!(plan.removals, BTreeSet::from([id(KindName::User, "ana")]));
+    assert!(plan.again.is_empty());
+}
+
+#[test]
+fn many_objects_recreated_at_once_wait_for_a_word() {
+    let objects =
+        |uid: &str| -> Vec<_> { (0..20).map(|i| object("User", &format!("u{i}"), uid, "")).collect() };
+    let files = objects("1");
+    let mut world =
+        World::of(&files.iter().map(|(path, text)| (path.as_str(), text.clone())).collect::<Vec<_>>());
+    for ((old, _), (new, text)) in files.iter().zip(objects("2")) {
+        world.delete(old);
+        world.write(&new, &text);
+    }
+    let plan = world.plan_all();
+    assert!(plan.is_empty() && plan.again.is_empty());
+    assert_eq!(plan.held.map(|held| held.resources.len()), Some(20));
+}
+
+/// A document that claims an identity.
+fn claiming(kind: &str, name: &str, claim: &str) -> String {
+    document(kind, name, "")
+        .replace("[spec]", &format!("metadata.annotations = {{ \"horizon.dev/id\" = \"{claim}\" }}\n[spec]"))
+}
+
+#[test]
+fn a_moved_document_keeps_its_resource_and_a_record_can_be_taken_over() {
+    let mut world = World::of(&[("a.toml", document("User", "ana", ""))]);
+    let uid = world.uid(KindName::User, "ana");
+    world.delete("a.toml");
+    world.write("kubernetes/default/User/ana/1", &document("User", "ana", ""));
+    let plan = world.settle();
+    assert!(plan.removals.is_empty());
+    assert_eq!(world.uid(KindName::User, "ana"), uid);
+    world.delete("kubernetes/default/User/ana/1");
+    world.write("b.toml", &document("User", "ana", ""));
+    assert!(world.settle().removals.is_empty());
+    assert_eq!(world.uid(KindName::User, "ana"), uid);
+
+    // The controller's own record is nobody else's, unless a document says that it is this very one.
+    let plan = plan_put(&world.index, Arc::new(resource("User", "ben", ""))).unwrap();
+    world.commit(&plan);
+    let ben = world.uid(KindName::User, "ben");
+    world.write("ben.toml", &document("User", "ben", ""));
+    assert!(messages(&world.plan_all())[0].contains("the controller's own records"));
+    world.write("ben.toml", &claiming("User", "ben", &ben.to_string()));
+    let plan = world.settle();
+    assert_eq!((messages(&plan), world.uid(KindName::User, "ben")), (vec![], ben));
+    assert_eq!(
+        world.index.get(KindName::User, "default", "ben").unwrap().origin,
+        Origin::File("ben.toml".into())
+    );
+}
+
+#[test]
+fn an_identity_has_one_document() {
+    let mut world = World::of(&[("a.toml", document("Server", "paris", ""))]);
+    let (paris, gone) = (world.uid(KindName::Server, "paris").to_string(), uuid::Uuid::from_u128(77));
+    let gone_text = gone.to_string();
+    for (name, claim, wanted) in [
+        (
+            "berlin",
+            paris.as_str(),
+            "berlin.toml:4:24: Server default/berlin: metadata.annotations[\"horizon.dev/id\"]: \
+            it claims the identity of Server default/paris, which keeps it: ",
+        ),
+        ("berlin", gone_text.as_str(), "it claims the identity of Server default/rome, which keeps it"),
+        ("paris", gone_text.as_str(), "it claims the identity of Server default/rome, which keeps it"),
+        ("berlin", "7", "it claims an identity that is none"),
+    ] {
+        let mut world = world.clone();
+        let path = if name == "paris" { "a.toml" } else { "berlin.toml" };
+        let touched = world.write(path, &claiming("Server", name, claim));
+        let asked = world.desired.unknown_identities(&world.index, &touched);
+        let known = [(gone, id(KindName::Server, "rome"))].into();
+        world.desired.learn_identities(&asked, &known);
+        let plan = world.plan(&touched, &BTreeSet::new());
+        let told = messages(&plan);
+        assert!(told.len() == 1 && told[0].contains(wanted), "{told:?}");
+        assert!(plan.is_empty(), "what is in force stays");
+    }
+    // One that was removed under the name comes back; one that nothing ever had is no claim.
+    for (claim, owner) in [(gone, Some(id(KindName::Server, "rome"))), (uuid::Uuid::from_u128(78), None)] {
+        let mut world = world.clone();
+        let touched = world.write("rome.toml", &claiming("Server", "rome", &claim.to_string()));
+        let asked = world.desired.unknown_identities(&world.index, &touched);
+        assert_eq!(asked, [claim]);
+        world.desired.learn_identities(&asked, &owner.into_iter().map(|owner| (claim, owner)).collect());
+        assert!(world.desired.unknown_identities(&world.index, &touched).is_empty(), "asked once");
+        assert_eq!(world.plan(&touched, &BTreeSet::new()).puts.len(), 1);
+    }
+    // A name that was made anew since is not mistaken for its predecessor.
+    let touched = world.write("a.toml", &claiming("Server", "paris", &gone_text));
+    world.desired.learn_identities(&[gone], &[(gone, id(KindName::Server, "paris"))].into());
+    let told = messages(&world.plan(&touched, &BTreeSet::new()));
+    assert!(told[0].contains("an earlier Server default/paris, which was made anew since"), "{told:?}");
+}

@@ -34,6 +34,9 @@ fn refused(error: PutError) -> ApiError {
             ApiError::conflict(message, remedy)
         }
         PutError::Failed(error) => ApiError::internal("write it down", error),
+        busy @ (PutError::Busy | PutError::NoLeader(_) | PutError::AtLeader(_)) => {
+            ApiError::unavailable(busy.to_string())
+        }
         PutError::Stopped => ApiError::stopping(),
     }
 }

@@ -68,6 +68,11 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "the controller is stopping", "try again when it runs")
     }
 
+    /// Somebody else is needed for it, or in the way, for now (503).
+    pub(super) fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message, "`horizon-controller status` shows the replicas")
+    }
+
     /// The controller failed (500). The details go to the log; the caller learns where to look.
     pub fn internal(what: &'static str, error: impl std::fmt::Display) -> Self {
         tracing::error!(%error, "the API could not {what}");

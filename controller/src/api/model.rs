@@ -86,7 +86,7 @@ pub struct Status {
     pub version: String,
     /// When it started.
     pub started_at: Timestamp,
-    /// The directory of the resource files.
+    /// What declares resources: the directory of the files, or Kubernetes.
     pub resources_directory: String,
     /// Where appliances and clients connect.
     pub listen: String,
@@ -108,6 +108,52 @@ pub struct Status {
     pub prune_pending: Vec<String>,
     /// Parts that are not ready, and why.
     pub not_ready: Vec<String>,
+    /// The version of the resources in force: one more with every commit that changed something.
+    #[serde(default)]
+    pub revision: i64,
+    /// How the database does: `answers`, or why it does not.
+    #[serde(default)]
+    pub database: String,
+    /// This controller among others; absent where there can be no others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replication: Option<Replication>,
+}
+
+/// A controller among others.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Replication {
+    /// The name of the replica that answers.
+    pub replica: String,
+    /// The name of the one that leads; absent when it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader: Option<String>,
+    /// The epoch under which this one leads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<i64>,
+    /// Every replica that is there or was until lately.
+    pub replicas: Vec<ReplicaStatus>,
+    /// How replicas hear of each other, and whether that works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bus: Option<String>,
+}
+
+/// One replica.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicaStatus {
+    /// Its name.
+    pub name: String,
+    /// Where appliances and clients reach it.
+    pub addresses: Vec<String>,
+    /// Its version.
+    pub version: String,
+    /// Whether it is about to end.
+    pub draining: bool,
+    /// Whether it was heard of lately.
+    pub alive: bool,
+    /// How long ago it was last heard of.
+    pub seen_seconds: u64,
 }
 
 /// Asks for a registration token.

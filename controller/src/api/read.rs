@@ -10,11 +10,17 @@ use serde_json::Value;
 
 use super::{
     Api, ApiError,
-    model::{Detail, List, ORIGIN, Object, ObjectMeta, Status},
+    model::{Detail, List, ORIGIN, Object, ObjectMeta, ReplicaStatus, Replication, Status},
     reasons,
     server::{Ask, In},
 };
-use crate::{metrics::NameLabel, store::EventFilter};
+use crate::{
+    config::SourceKind,
+    engine::ToldProblem,
+    metrics::NameLabel,
+    replica::{Roll, Standing},
+    store::EventFilter,
+};
 
 /// The most records that are listed.
 const MAX_LIMIT: u32 = 10_000;
@@ -111,14 +117,10 @@ pub(super) async fn one(
         appliance = record.as_ref().map(reasons::appliance).unwrap_or_default();
         heartbeats = values(&api.store.list_beats(stored.server_id(), BEATS_OF_ONE).await.map_err(fault)?);
     }
-    let id = stored.id();
-    let problems = api
-        .engine
-        .problems()
-        .iter()
-        .filter(|p| p.resource.as_ref() == Some(&id))
-        .map(ToString::to_string)
-        .collect();
+    let id = stored.id().to_string();
+    let told = api.engine.report().await.map_err(fault)?;
+    let about = |problem: &ToldProblem| problem.resource.as_deref() == Some(id.as_str());
+    let problems = told.problems.into_iter().filter(about).map(|problem| problem.text).collect();
     Ok(Json(Detail {
         object: object(stored, status),
         reasons: reasons::about(&index, stored),
@@ -140,7 +142,10 @@ pub(super) fn missing(api: &Api, kind: KindName, namespace: &str, name: &str) ->
         names.push("…");
     }
     let remedy = if names.is_empty() {
-        format!("declare it in a file in {}", api.config.resources.display())
+        match api.config.source {
+            SourceKind::Files => format!("declare it in a file in {}", api.source),
+            SourceKind::Kubernetes => "declare it: `kubectl apply` its document".to_owned(),
+        }
     } else {
         format!(
             "there {} {}; `horizon-controller get {}` lists them",
@@ -201,17 +206,23 @@ pub(super) async fn audit(State(api): State<Arc<Api>>, Ask(page): Ask<Page>) -> 
 }
 
 pub(super) async fn status(State(api): State<Arc<Api>>) -> Answer<Status> {
-    let index = api.engine.index();
+    let in_force = api.engine.in_force();
     let resources: BTreeMap<String, u64> =
-        KindName::ALL.iter().map(|kind| (kind.to_string(), index.all(*kind).len() as u64)).collect();
+        KindName::ALL.iter().map(|kind| (kind.to_string(), in_force.index.all(*kind).len() as u64)).collect();
     let channels = |role| {
         let count = api.metrics.channels.get_or_create(&NameLabel { name: role }).get();
         u64::try_from(count).unwrap_or_default()
     };
+    let database = match api.database.ask().await {
+        Ok(()) => "answers".to_owned(),
+        Err(why) => why,
+    };
+    // While the database is away, what is known here has to do.
+    let told = api.engine.report().await.unwrap_or_default();
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: api.started_at.into(),
-        resources_directory: api.config.resources.display().to_string(),
+        resources_directory: api.source.clone(),
         listen: api.config.listen.to_string(),
         advertise: api.strings.advertise.clone(),
         root: api.strings.root.to_string(),
@@ -219,13 +230,36 @@ pub(super) async fn status(State(api): State<Arc<Api>>) -> Answer<Status> {
         appliances: channels("appliance"),
         devices: channels("device"),
         sessions: u64::try_from(api.metrics.sessions.get()).unwrap_or_default(),
-        problems: api.engine.problems().iter().map(ToString::to_string).collect(),
-        prune_pending: api
-            .engine
-            .held()
-            .iter()
-            .flat_map(|held| held.resources.iter().map(ToString::to_string))
-            .collect(),
+        problems: told.problems.into_iter().map(|problem| problem.text).collect(),
+        prune_pending: told.held,
         not_ready: api.health.missing().into_iter().map(|(part, why)| format!("{part}: {why}")).collect(),
+        revision: in_force.revision.0,
+        database,
+        replication: api.roll.as_ref().map(|roll| replication(&api, roll)),
     }))
+}
+
+/// How this replica and the others do.
+fn replication(api: &Api, roll: &Roll) -> Replication {
+    let name = &api.config.replica;
+    let (leader, epoch) = match api.engine.standing() {
+        Standing::Leader(epoch) => (Some(name.clone()), Some(epoch.0)),
+        Standing::Follower { leader } => (leader, None),
+        Standing::Undecided => (None, None),
+    };
+    let replicas = roll.replicas().into_iter().map(|row| ReplicaStatus {
+        alive: row.alive(),
+        name: row.info.name,
+        addresses: row.info.addresses,
+        version: row.info.version,
+        draining: row.info.draining,
+        seen_seconds: row.age.as_secs(),
+    });
+    Replication {
+        replica: name.clone(),
+        leader,
+        epoch,
+        replicas: replicas.collect(),
+        bus: api.live.bus_health().map(|bus| bus.text),
+    }
 }

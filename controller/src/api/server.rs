@@ -19,10 +19,14 @@ use tokio::net::UnixListener;
 
 use super::{ApiError, Strings, actor, change, diff, issue, read};
 use crate::{
+    app::DatabaseWatch,
     config::Config,
     engine::Engine,
+    export,
     http,
+    live::Live,
     metrics::{Health, Metrics, NameLabel},
+    replica::Roll,
     stop::Stop,
     store::{Actor, Store},
 };
@@ -52,6 +56,14 @@ pub struct Api {
     pub health: Health,
     /// When the controller started.
     pub started_at: Timestamp,
+    /// How replicas hear of each other.
+    pub live: Arc<dyn Live>,
+    /// The replicas; `None` where there can be no others.
+    pub roll: Option<Roll>,
+    /// Whether the database answers.
+    pub database: DatabaseWatch,
+    /// What declares resources, for people.
+    pub source: String,
 }
 
 /// Serves until it is to stop.
@@ -76,6 +88,7 @@ fn routes(api: Arc<Api>) -> Router {
         .route("/v1/approvals", get(read::approvals).post(change::approve))
         .route("/v1/revocations", get(read::revocations).post(change::revoke))
         .route("/v1/prune-confirmations", post(change::confirm_prune))
+        .route(export::PATH, get(export::handle))
         .route("/v1/{kind}", get(read::list))
         .route("/v1/{kind}/{name}", get(read::one))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

@@ -1,13 +1,17 @@
 //! The accept loop: bounded in every way before anything costs.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use horizon_channel::Incoming;
 use horizon_controller_core::Index;
 use horizon_crds::{KindName, Name, Resource, SecurityPolicySpec};
 use ipnet::IpNet;
 use jiff::Timestamp;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Context, opening};
 use crate::live::{Counted, Limit, Lockout};
@@ -19,8 +23,8 @@ const DEFAULT_NAMESPACE: &str = horizon_crds::DEFAULT_NAMESPACE;
 pub(super) async fn run(context: Arc<Context>) {
     let handshakes = Arc::new(Semaphore::new(context.settings.handshakes_at_once));
     while let Some(incoming) = context.listener.accept().await {
-        let admission =
-            if context.stop.is_requested() { Admission::Ignore } else { admission(&context, &incoming) };
+        let leaving = context.stop.is_requested() || context.draining.load(Ordering::Relaxed);
+        let admission = if leaving { Admission::Ignore } else { admission(&context, &incoming) };
         match admission {
             Admission::Serve => {}
             Admission::Ignore => {
@@ -41,21 +45,22 @@ pub(super) async fn run(context: Arc<Context>) {
             }
             continue;
         };
-        let context = context.clone();
-        tokio::spawn(async move {
-            let counted = context.metrics.channel_open("handshake");
-            match incoming.handshake().await {
-                Ok(peer) => {
-                    drop((permit, counted));
-                    context.metrics.handshakes.inc();
-                    opening::serve(context, peer).await;
-                }
-                Err(error) => {
-                    context.metrics.handshakes_failed.inc();
-                    tracing::debug!(%error, "a handshake came to nothing");
-                }
-            }
-        });
+        tokio::spawn(shake_hands(context.clone(), incoming, permit));
+    }
+}
+
+/// Completes a handshake. The conversation that follows is a task of its own: it lasts, and takes less room.
+async fn shake_hands(context: Arc<Context>, incoming: Incoming, _permit: OwnedSemaphorePermit) {
+    let _counted = context.metrics.channel_open("handshake");
+    match incoming.handshake().await {
+        Ok(peer) => {
+            context.metrics.handshakes.inc();
+            tokio::spawn(opening::serve(context.clone(), peer));
+        }
+        Err(error) => {
+            context.metrics.handshakes_failed.inc();
+            tracing::debug!(%error, "a handshake came to nothing");
+        }
     }
 }
 
@@ -73,6 +78,10 @@ fn admission(context: &Context, incoming: &Incoming) -> Admission {
         if context.full_warning.lock().is_ok_and(|mut told| warn_now(&mut told, now)) {
             tracing::warn!(limit = context.settings.connections, "the limit of connections is reached");
         }
+        return Admission::Ignore;
+    }
+    // Who is here already comes first. Those who are passed over send their first packet again.
+    if context.arrivals.are_many() {
         return Admission::Ignore;
     }
     let index = context.desired.index();

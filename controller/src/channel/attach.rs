@@ -2,28 +2,25 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use horizon_model::{Digest, Incarnation, PublicKey, Secret, ServerId};
+use horizon_crds::{Name, SecurityPolicySpec};
+use horizon_model::{Digest, Incarnation, Secret, ServerId};
 use horizon_wire::{
     convert,
     proto::{self, from_controller::Message as Say},
 };
-use tokio::{
-    sync::oneshot,
-    time::{Instant, timeout},
-};
+use tokio::time::Instant;
 
 use super::{
     Context, accept,
     appliance::{Appliance, internal, invalid},
-    clones::{self, Arrival, Verdict},
+    arrivals::Turn,
     opening::Remote,
-    refusals,
-    registry::{Command, Presence, Speaker},
+    proof, refusals,
     wire::{End, Wire},
 };
 use crate::{
     live::{Counted, Hint, Limit},
-    store::{AppliedState, NewEvent, RegisterError, RegisterRequest, ServerRecord, Severity, Source, random},
+    store::{AppliedState, Attachment, RegisterError, RegisterRequest, random},
 };
 
 /// The longest host name and version that are taken.
@@ -77,8 +74,10 @@ impl Context {
         };
         if registered.fresh {
             tracing::info!(server = %registered.server, name = %registered.name, "an appliance registered");
-            // Whoever spoke for the server until now does no longer.
-            self.registry.evict_others(registered.server, remote.key);
+            // Whoever spoke for the server until now does no longer, here or elsewhere.
+            if let Some(lease) = registered.ended {
+                self.live.publish(Hint::MakeWay { server: registered.server, lease });
+            }
             self.live.publish(Hint::StatusDirty(registered.server.0));
             if let Ok(Some(key)) = self.store.registration_key_of(registered.server).await {
                 self.live.publish(Hint::StatusDirty(key));
@@ -102,6 +101,7 @@ impl<'a> Appliance<'a> {
         wire: &mut Wire,
         request: u64,
         attach: &proto::Attach,
+        turn: Option<Turn<'_>>,
     ) -> Result<Self, End> {
         let field = |name: &'static str| {
             End::refuse(request, refusals::malformed(&convert::Invalid(name).to_string()))
@@ -130,39 +130,36 @@ impl<'a> Appliance<'a> {
         if attach.generation > record.state_generation.saturating_add(MAX_AHEAD) {
             return Err(field("generation"));
         }
-        let seat = context.seat(server, &record, incarnation, remote.key, request).await?;
-        let now = context.now();
         let address = remote.address.ip();
-        let short: String = version.chars().take(MAX_SHORT_TEXT).collect();
-        context
-            .store
-            .note_attached(server, address, &short, incarnation, now)
-            .await
-            .map_err(internal(request))?;
-        context.store.note_capabilities(server, &capabilities, now).await.map_err(internal(request))?;
-        let held = AppliedState {
-            epoch: attach.epoch,
-            generation: attach.generation,
-            digest,
-            problems: record.problems.clone(),
-            addresses,
+        let attachment = Attachment {
+            server,
+            replica: context.replica,
+            incarnation,
+            expected: None,
+            key: remote.key,
+            address,
+            version: version.chars().take(MAX_SHORT_TEXT).collect(),
+            capabilities,
+            held: AppliedState {
+                epoch: attach.epoch,
+                generation: attach.generation,
+                digest,
+                problems: record.problems.clone(),
+                addresses,
+            },
         };
-        context.store.note_applied(server, &held).await.map_err(internal(request))?;
-        let reissued = context.store.reissue_secret(server).await.map_err(internal(request))?;
-        if let Some(secret) = &reissued {
+        let (seat, known) = context.hold(&record, attachment, turn, request).await?;
+        if known.reissued {
             let fresh = proto::Registered {
                 server_id: server.as_bytes().to_vec(),
                 server_name: record.name.to_string(),
-                verification_secret: secret.expose().to_vec(),
+                verification_secret: known.secret.expose().to_vec(),
             };
             wire.send(0, Say::Registered(fresh)).await?;
         }
-        let secrets = context.store.server_secrets(server).await.map_err(internal(request))?;
-        let (secret, previous) =
-            secrets.ok_or_else(|| End::refuse(request, refusals::unknown_appliance()))?;
-        let factors = context.store.current_factors(server).await.map_err(internal(request))?;
+        let policy = context.desired.index().security_policy(&record.namespace);
         let attached = proto::Attached {
-            heartbeat_seconds: context.heartbeat_seconds(&record),
+            heartbeat_seconds: heartbeat_seconds(&policy),
             server_name: record.name.to_string(),
             public_address: address.to_string(),
         };
@@ -171,87 +168,53 @@ impl<'a> Appliance<'a> {
             context,
             remote,
             server,
-            record,
+            namespace: record.namespace,
+            name: record.name,
             incarnation,
             seat,
-            secret,
-            previous,
+            secret: known.secret,
+            previous: known.previous,
             counter: 0,
-            last_beat: Instant::now(),
+            missed_at: context.missed_at(&policy),
+            seen_at: Instant::now(),
             missed_noted: false,
-            factors,
+            factors: proof::fingerprint(known.factors),
             asked: None,
             verified: false,
-            reissued: reissued.is_some(),
+            reissued: known.reissued,
             next_challenge: Instant::now(),
             held: (attach.epoch, attach.generation, digest),
+            newest: known.state,
             sent: None,
             sent_sessions: HashSet::new(),
             sent_at: Instant::now(),
             probe: None,
             violations: Default::default(),
+            unsaved: None,
+            again: None,
             beat_rate: None,
             factor_rate: None,
         };
-        appliance.challenge(wire, None).await?;
+        appliance.challenge(wire).await?;
         Ok(appliance)
     }
 }
 
 impl Context {
-    /// The seat of a server, once it is clear that the newcomer is not a clone.
-    async fn seat(
-        self: &Arc<Self>,
-        server: ServerId,
-        record: &ServerRecord,
-        incarnation: Incarnation,
-        key: PublicKey,
-        request: u64,
-    ) -> Result<Presence, End> {
-        loop {
-            let connected = self.registry.server(server);
-            let there = connected.as_ref().map(|speaker| (speaker.incarnation, speaker.key));
-            if clones::arrival(there, incarnation, key) == Arrival::AskTheOther
-                && let Some(Speaker { commands, .. }) = connected
-            {
-                let (reply, answer) = oneshot::channel();
-                let proved = async {
-                    // An error on the way means that the other is just going.
-                    commands.send(Command::ProveAlive(reply)).await.is_ok() && answer.await.unwrap_or(false)
-                };
-                let proved = timeout(self.settings.clone_patience, proved).await.unwrap_or(false);
-                if clones::verdict(proved) == Verdict::RefuseNewcomer {
-                    let event = NewEvent {
-                        kind: "clone",
-                        severity: Severity::Critical,
-                        source: Source::Server(server),
-                        address: None,
-                        description: format!(
-                            "server {}/{}: a second running copy of its appliance connected and was refused",
-                            record.namespace, record.name
-                        ),
-                        data: serde_json::json!({ "incarnation": incarnation }),
-                    };
-                    self.record(&event).await;
-                    return Err(End::refuse(request, refusals::clone_of(&record.name)));
-                }
-            }
-            let there = there.map(|(incarnation, _)| incarnation);
-            if let Some(seat) = self.registry.take_seat(server, incarnation, key, there) {
-                return Ok(Presence::new(seat, self.live.clone()));
-            }
-        }
-    }
-
-    fn heartbeat_seconds(&self, record: &ServerRecord) -> u32 {
-        let interval = self.desired.index().security_policy(&record.namespace).heartbeat_interval.get();
-        u32::try_from(interval.as_secs()).unwrap_or(u32::MAX).clamp(1, 3600)
+    /// When an appliance that was heard now and sends no heartbeat from then on becomes an event.
+    pub(super) fn missed_at(&self, policy: &SecurityPolicySpec) -> Instant {
+        let missed = u32::from(policy.anomaly_thresholds.missed_heartbeats.max(1));
+        Instant::now() + policy.heartbeat_interval.get() * missed + self.settings.challenge_patience
     }
 
     /// A random time between half and one and a half of the interval between challenges.
-    pub(super) fn challenge_interval(&self, record: &ServerRecord) -> Duration {
-        let interval = self.desired.index().security_policy(&record.namespace).challenge_interval.get();
+    pub(super) fn challenge_interval(&self, namespace: &Name) -> Duration {
+        let interval = self.desired.index().security_policy(namespace).challenge_interval.get();
         let part = f64::from(u32::from_be_bytes(random())) / f64::from(u32::MAX);
         interval.mul_f64(0.5 + part)
     }
+}
+
+fn heartbeat_seconds(policy: &SecurityPolicySpec) -> u32 {
+    u32::try_from(policy.heartbeat_interval.get().as_secs()).unwrap_or(u32::MAX).clamp(1, 3600)
 }

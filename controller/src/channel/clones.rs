@@ -1,32 +1,19 @@
-//! What happens when a server's appliance attaches while another connection speaks for the server. Pure decisions.
+//! What happens when a server's appliance attaches while another connection holds its channel. Pure decisions.
 
-use horizon_model::{Incarnation, PublicKey};
+use horizon_model::Incarnation;
 
 /// What to do with an appliance that attaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Arrival {
-    /// Nobody speaks for the server: it may.
-    Admit,
-    /// The same process has a new connection: the old one is over.
+    /// The same process has a new connection: the old one is over, whichever replica has it.
     Reconnect,
     /// Another process is connected: it is asked to prove that it lives.
     AskTheOther,
-    /// Who is connected has a key that the server no longer has: another appliance was registered for it.
-    Replace,
 }
 
 /// Decides what an arrival is.
-pub(super) fn arrival(
-    connected: Option<(Incarnation, PublicKey)>,
-    newcomer: Incarnation,
-    key: PublicKey,
-) -> Arrival {
-    match connected {
-        None => Arrival::Admit,
-        Some((_, other)) if other != key => Arrival::Replace,
-        Some((same, _)) if same == newcomer => Arrival::Reconnect,
-        Some(_) => Arrival::AskTheOther,
-    }
+pub(super) fn arrival(connected: Incarnation, newcomer: Incarnation) -> Arrival {
+    if connected == newcomer { Arrival::Reconnect } else { Arrival::AskTheOther }
 }
 
 /// What the answer of the connected process means.
@@ -52,12 +39,8 @@ mod tests {
     #[test]
     fn newcomers_are_judged_by_who_is_there() {
         let (a, b) = (Incarnation(Uuid::from_u128(1)), Incarnation(Uuid::from_u128(2)));
-        let (key, other) = (PublicKey([1; 32]), PublicKey([2; 32]));
-        assert_eq!(arrival(None, a, key), Arrival::Admit);
-        assert_eq!(arrival(Some((a, key)), a, key), Arrival::Reconnect);
-        assert_eq!(arrival(Some((a, key)), b, key), Arrival::AskTheOther);
-        assert_eq!(arrival(Some((a, other)), a, key), Arrival::Replace);
-        assert_eq!(arrival(Some((a, other)), b, key), Arrival::Replace);
+        assert_eq!(arrival(a, a), Arrival::Reconnect);
+        assert_eq!(arrival(a, b), Arrival::AskTheOther);
         assert_eq!(verdict(true), Verdict::RefuseNewcomer);
         assert_eq!(verdict(false), Verdict::Replace);
     }

@@ -11,7 +11,7 @@ use horizon_wire::{
 use jiff::Timestamp;
 
 use super::{Context, accept};
-use crate::store::{SessionRow, StoreError};
+use crate::store::{Revision, SessionRow, StoreError};
 
 /// A composed state.
 pub(super) struct Composed {
@@ -21,10 +21,15 @@ pub(super) struct Composed {
     pub(super) bytes: usize,
     /// The sessions in it.
     pub(super) sessions: HashSet<SessionId>,
-    /// Sessions that might go on and for which there is no room: an appliance that cannot be sent its state could not be
-    /// told of any session's end either.
-    pub(super) left_out: Vec<SessionRow>,
+    /// The resources it was made of.
+    pub(super) revision: Revision,
+    /// Sessions that may not go on, and why. Among them are those for which there is no room: an appliance that cannot be sent
+    /// its state could not be told of any session's end either.
+    pub(super) over: Vec<(SessionRow, String)>,
 }
+
+/// Why a session ends for which there is no room.
+const NO_ROOM: &str = "the rules of all sessions of the server became more than its state can hold";
 
 /// Whether a session may go on: its entry, or why not.
 pub(super) fn judge(
@@ -55,27 +60,31 @@ pub(super) fn judge(
 /// Composes the state of a server as it should be now. `None` when that cannot be told: the server has not ended, and yet its
 /// resource is not in force.
 pub(super) async fn compose(context: &Context, server: ServerId) -> Result<Option<Composed>, StoreError> {
-    let index = context.desired.index();
-    let standing =
-        context.store.server(server).await?.map_or(ServerStanding::Revoked, |record| record.standing());
+    let (index, revision) = context.desired.in_force();
+    let standing = context.store.server_standing(server).await?.unwrap_or(ServerStanding::Revoked);
     let mut sessions = HashSet::new();
     if standing == ServerStanding::Revoked {
-        let nothing = Composed { entries: Entries::default(), bytes: 0, sessions, left_out: Vec::new() };
-        return Ok(Some(nothing));
+        let entries = Entries::default();
+        return Ok(Some(Composed { entries, bytes: 0, sessions, revision, over: Vec::new() }));
     }
     let Some(state) = base_state(&index, server) else { return Ok(None) };
     let base = Entries::encode(&state);
     let mut bytes = base.size();
-    let (mut admitted, mut left_out) = (Vec::new(), Vec::new());
+    let (mut admitted, mut over) = (Vec::new(), Vec::new());
     let now = context.now();
     // The oldest come first, so that it is the newest for which there is no room.
     for session in context.store.sessions_of_server(server).await? {
-        // Those that may not go on are ended by the keeper; here they are merely left out.
-        let Ok(entry) = judge(&index, standing, &session, now) else { continue };
+        let entry = match judge(&index, standing, &session, now) {
+            Ok(entry) => entry,
+            Err(why) => {
+                over.push((session, why));
+                continue;
+            }
+        };
         let (id, body) = (EntryId::session(session.id), convert::encode_entry(&entry));
         let size = Entries::size_of(&id, &body);
         if body.len() > MAX_ENTRY_BYTES || bytes + size > context.settings.state_bytes {
-            left_out.push(session);
+            over.push((session, NO_ROOM.to_owned()));
             continue;
         }
         bytes += size;
@@ -84,5 +93,5 @@ pub(super) async fn compose(context: &Context, server: ServerId) -> Result<Optio
     }
     let base = base.iter().map(|(id, body)| (id.clone(), body.clone()));
     let entries = base.chain(admitted).collect();
-    Ok(Some(Composed { entries, bytes, sessions, left_out }))
+    Ok(Some(Composed { entries, bytes, sessions, revision, over }))
 }

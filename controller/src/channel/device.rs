@@ -10,7 +10,6 @@ use horizon_wire::{
     refusal::Refusal,
 };
 use tokio::{
-    sync::mpsc,
     task::JoinSet,
     time::{Instant, sleep_until},
 };
@@ -20,7 +19,7 @@ use super::{
     appliance::internal,
     opening::Remote,
     refusals,
-    registry::{DeviceSeat, EndNote},
+    registry::{DeviceMail, DeviceSeat, Elsewhere},
     sessions,
     unproven::Place,
     wire::{End, Wire},
@@ -43,8 +42,14 @@ pub(super) async fn converse(
     unproven: Place,
 ) -> End {
     let _open = context.metrics.channel_open("device");
-    let mut device =
-        Device { context, remote, seated: None, unproven: Some(unproven), asked: JoinSet::new() };
+    let mut device = Device {
+        context,
+        remote,
+        seated: None,
+        unproven: Some(unproven),
+        asked: JoinSet::new(),
+        elsewhere: None,
+    };
     match device.run(wire).await {
         Ok(never) => match never {},
         Err(end) => end,
@@ -80,14 +85,15 @@ struct Device<'a> {
     unproven: Option<Place>,
     /// The request for a session that is under way: one at most.
     asked: JoinSet<Answer>,
+    /// Where the device is to go.
+    elsewhere: Option<Elsewhere>,
 }
 
-async fn next_note(seated: &mut Option<Seated>) -> Option<EndNote> {
-    let notes: &mut mpsc::Receiver<EndNote> = match seated {
-        Some(seated) => &mut seated.seat.notes,
-        None => return std::future::pending().await,
-    };
-    notes.recv().await
+async fn next_mail(seated: &Option<Seated>) -> DeviceMail {
+    match seated {
+        Some(seated) => seated.seat.mail().await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Device<'_> {
@@ -110,13 +116,7 @@ impl Device<'_> {
                         None => {}
                     }
                 }
-                Some(note) = next_note(&mut self.seated) => {
-                    let ended = proto::SessionEnded {
-                        session: note.session.as_bytes().to_vec(),
-                        reason: note.reason.to_string(),
-                    };
-                    wire.send(0, Say::SessionEnded(ended)).await?;
-                }
+                mail = next_mail(&self.seated) => self.open(wire, mail).await?,
                 Some(answered) = self.asked.join_next(), if !self.asked.is_empty() => match answered {
                     Ok((request, Ok(answer))) => {
                         wire.send(request, answer).await?;
@@ -125,7 +125,26 @@ impl Device<'_> {
                     Err(error) => tracing::error!(%error, "a request for a session broke off"),
                 },
             }
+            // A request for a session is carried through before its device goes.
+            if self.asked.is_empty()
+                && let Some(addresses) = self.elsewhere.take()
+            {
+                let go = proto::GoElsewhere { addresses: addresses.to_vec() };
+                wire.send(0, Say::GoElsewhere(go)).await?;
+            }
         }
+    }
+
+    async fn open(&mut self, wire: &mut Wire, mail: DeviceMail) -> Result<(), End> {
+        for note in mail.ended {
+            let ended = proto::SessionEnded {
+                session: note.session.as_bytes().to_vec(),
+                reason: note.reason.to_string(),
+            };
+            wire.send(0, Say::SessionEnded(ended)).await?;
+        }
+        self.elsewhere = mail.elsewhere.or(self.elsewhere.take());
+        Ok(())
     }
 
     async fn refuse(&self, wire: &mut Wire, request: u64, refusal: Refusal) -> Result<(), End> {
@@ -230,8 +249,13 @@ impl Device<'_> {
         for server in servers_for(&index, device.user).into_iter().take(MAX_SERVERS) {
             let Some((stored, spec)) = index.server_by_id(server) else { continue };
             let name = stored.resource.name().to_string();
-            let record = self.context.store.server(server).await.map_err(|e| refusals::internal(&e))?;
-            let standing = record.map_or(ServerStanding::Unregistered, |record| record.standing());
+            // A list is for people, and may be a moment old; a request is decided by the store.
+            let read = async {
+                let standing = self.context.store.server_standing(server).await;
+                standing.map(|standing| standing.unwrap_or(ServerStanding::Unregistered))
+            };
+            let standing = self.context.live.cache().server_standing(server, read).await;
+            let standing = standing.map_err(|e| refusals::internal(&e))?;
             let facts =
                 GrantFacts { purpose: Purpose::NewSession, server: standing, device: DeviceStanding::Good };
             let granted = grant(&index, facts, device.user, server);

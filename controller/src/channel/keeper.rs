@@ -1,83 +1,74 @@
-//! The keeper: looks at sessions when something changed that may end them, wakes the connections that are concerned, and
-//! ends what has timed out.
+//! The keeper: looks at sessions when something changed that may end them, and ends what has timed out. On every replica it
+//! runs; what one replica does for all of them is the leader's.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use horizon_controller_core::ServerStanding;
 use horizon_model::ServerId;
 use jiff::Timestamp;
-use tokio::{
-    sync::broadcast::{
-        Receiver,
-        error::{RecvError, TryRecvError},
-    },
-    time::{Instant, MissedTickBehavior, interval_at},
-};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 
-use super::{Context, accept, compose, registry::EndNote};
+use super::{Context, accept, compose, ear::Work};
 use crate::{
     live::Hint,
     store::{
-        BEAT_RETENTION, EndReason, EndedBy, NewEvent, SessionRow, SessionStatus, Severity, Source, StoreError,
+        EndReason, Ended, EndedBy, NewEvent, Retention, SessionRow, SessionStatus, Severity, Source,
+        StoreError,
     },
 };
 
-/// How often heartbeats that are too old are forgotten.
-const PRUNE: Duration = Duration::from_secs(600);
+/// How often the database is kept in order.
+const UPKEEP: Duration = Duration::from_secs(600);
+/// How soon after the start for the first time.
+const FIRST_UPKEEP: Duration = Duration::from_secs(30);
 /// How soon what failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How soon a change of the number of sessions shows.
+const COUNT: Duration = Duration::from_millis(500);
+/// How many appliances are woken at once when all are, and how much later the next ones.
+const WAKE: (usize, Duration) = (200, Duration::from_millis(50));
 
-/// What a batch of hints asks for.
-#[derive(Default)]
-struct Work {
-    /// Whose sessions are looked at and who is woken.
-    servers: BTreeSet<ServerId>,
-    /// Whose sessions are looked at.
-    sweep: BTreeSet<ServerId>,
-    everything: bool,
-}
-
-/// Listens until the controller stops.
-pub(super) async fn run(context: Arc<Context>, mut hints: Receiver<Hint>) {
-    let mut stop = context.stop.clone();
+/// Works until the task is ended.
+pub(super) async fn run(context: Arc<Context>) {
     context.count_sessions().await;
     context.check_keyset().await;
     let mut sweep = interval_at(Instant::now() + context.settings.sweep, context.settings.sweep);
-    let mut prune = interval_at(Instant::now() + PRUNE, PRUNE);
-    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    prune.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut upkeep = interval_at(Instant::now() + FIRST_UPKEEP, UPKEEP);
+    let mut count = interval_at(Instant::now() + COUNT, COUNT);
+    for ticks in [&mut sweep, &mut upkeep, &mut count] {
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    }
     // What could not be carried out is tried again with what comes next, or after a while.
     let mut work = Work::default();
     loop {
         tokio::select! {
-            () = tokio::time::sleep(RETRY), if work.waits() => {}
-            () = stop.requested() => return,
-            hint = hints.recv() => match hint {
-                Ok(hint) => work.take(&context, hint),
-                Err(RecvError::Lagged(missed)) => {
-                    tracing::info!(missed, "hints were lost; every server is looked at");
-                    work.everything = true;
-                }
-                Err(RecvError::Closed) => return,
-            },
+            () = sleep(RETRY), if work.waits() => {}
+            more = context.inbox.next() => work.add(more),
             _ = sweep.tick() => {
                 context.count_sessions().await;
-                if let Err(error) = context.end_timed_out().await {
-                    tracing::error!(%error, "sessions that timed out could not be ended");
+                if context.leads() {
+                    if let Err(error) = context.end_timed_out().await {
+                        tracing::error!(%error, "sessions that timed out could not be ended");
+                    }
+                    // Keys expire without anybody changing anything.
+                    work.servers.extend(context.store.all_servers_with_sessions().await.unwrap_or_default());
                 }
-                // Keys expire without anybody changing anything.
-                work.sweep.extend(context.store.all_servers_with_sessions().await.unwrap_or_default());
             }
-            _ = prune.tick() => context.prune().await,
-        }
-        loop {
-            match hints.try_recv() {
-                Ok(hint) => work.take(&context, hint),
-                Err(TryRecvError::Lagged(_)) => work.everything = true,
-                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+            _ = upkeep.tick(), if context.leads() => context.maintain().await,
+            _ = count.tick() => {
+                context.certain(Duration::ZERO);
+                if context.recount.swap(false, Ordering::Relaxed) {
+                    context.count_sessions().await;
+                }
             }
         }
         context.tell_blocked();
+        if std::mem::take(&mut work.appliances) {
+            context.wake_everybody().await;
+        }
         match context.carry_out(&work).await {
             Ok(()) => work = Work::default(),
             Err(error) => tracing::error!(%error, "sessions could not be looked at; it is tried again"),
@@ -87,19 +78,7 @@ pub(super) async fn run(context: Arc<Context>, mut hints: Receiver<Hint>) {
 
 impl Work {
     fn waits(&self) -> bool {
-        self.everything || !self.servers.is_empty() || !self.sweep.is_empty()
-    }
-
-    fn take(&mut self, context: &Context, hint: Hint) {
-        match hint {
-            Hint::ServerChanged(server) => {
-                self.servers.insert(server);
-            }
-            Hint::SessionEnded { session, device, reason } => {
-                context.registry.tell_device(device, &EndNote { session, reason });
-            }
-            Hint::StatusDirty(_) | Hint::StateApplied { .. } => {}
-        }
+        self.everything || !self.servers.is_empty()
     }
 }
 
@@ -114,22 +93,33 @@ impl Context {
         });
     }
 
+    /// Whether this replica leads. Each appliance's own task ends the sessions that may not go on; the leader looks after
+    /// those of appliances that are connected nowhere.
+    fn leads(&self) -> bool {
+        self.leadership.leads().is_some()
+    }
+
     async fn carry_out(&self, work: &Work) -> Result<(), StoreError> {
         let mut servers = work.servers.clone();
-        if work.everything {
+        if work.everything && self.leads() {
             servers.extend(self.store.all_servers_with_sessions().await?);
         }
-        for server in work.sweep.difference(&servers) {
-            self.check_sessions(*server).await?;
-        }
-        for server in &servers {
-            self.check_sessions(*server).await?;
-            self.registry.wake(*server);
-        }
-        if work.everything {
-            self.registry.wake_all();
+        for server in servers {
+            if self.leads() {
+                self.check_sessions(server).await?;
+            }
         }
         Ok(())
+    }
+
+    /// Has every appliance's task look whether its appliance holds what it should, some at a time.
+    async fn wake_everybody(&self) {
+        for some in self.registry.servers().chunks(WAKE.0) {
+            for server in some {
+                self.registry.wake(*server);
+            }
+            sleep(WAKE.1).await;
+        }
     }
 
     /// Ends the sessions of a server that may not go on.
@@ -140,8 +130,7 @@ impl Context {
         }
         let now = self.now();
         let index = self.desired.index();
-        let standing =
-            self.store.server(server).await?.map_or(ServerStanding::Revoked, |record| record.standing());
+        let standing = self.store.server_standing(server).await?.unwrap_or(ServerStanding::Revoked);
         for session in sessions {
             if let Err(why) = compose::judge(&index, standing, &session, now) {
                 self.end(&session, &EndReason::broker(why)).await?;
@@ -155,19 +144,43 @@ impl Context {
         let Some(ended) = self.store.end_session(session.id, reason, self.now()).await? else {
             return Ok(false);
         };
+        self.tell_end(&ended);
+        Ok(true)
+    }
+
+    /// Tells everybody concerned that a session ended.
+    pub(super) fn tell_end(&self, ended: &Ended) {
         tracing::info!(session = %ended.session, server = %ended.server, "a session ended: {}", ended.reason);
         self.live.publish(Hint::SessionEnded {
             session: ended.session,
             device: ended.device,
-            reason: ended.reason.into(),
+            reason: ended.reason.as_str().into(),
         });
-        self.registry.wake(ended.server);
-        self.count_sessions().await;
-        Ok(true)
+        self.live.publish(Hint::ServerChanged(ended.server));
+        self.sessions_moved();
+    }
+
+    /// The number of sessions may have changed.
+    pub(super) fn sessions_moved(&self) {
+        self.recount.store(true, Ordering::Relaxed);
+    }
+
+    /// So much of a span up to now as is certain, should somebody have set the clock.
+    pub(super) fn certain(&self, span: Duration) -> Duration {
+        let at = Instant::now();
+        if let Some(by) = self.clock.look(at, self.now()) {
+            tracing::warn!(seconds = by.as_secs(), "the clock was set: nothing times out for a while");
+        }
+        self.clock.certain(span, at)
     }
 
     async fn end_timed_out(&self) -> Result<(), StoreError> {
         let now = self.now();
+        // Reports renew the times in the database well within that.
+        let patience = self.settings.session_idle.max(self.settings.session_patience * 3);
+        if self.certain(patience) < patience {
+            return Ok(());
+        }
         for session in self.store.stale_requests(before(now, self.settings.session_patience * 3)).await? {
             let reason = EndReason {
                 status: SessionStatus::Failed,
@@ -222,7 +235,7 @@ impl Context {
     }
 
     /// Shows how many sessions there are.
-    pub(super) async fn count_sessions(&self) {
+    async fn count_sessions(&self) {
         match self.store.count_sessions().await {
             Ok(count) => {
                 self.metrics.sessions.set(i64::from(count));
@@ -231,13 +244,9 @@ impl Context {
         }
     }
 
-    async fn prune(&self) {
-        let retention = Duration::try_from(BEAT_RETENTION).unwrap_or_default();
-        if let Err(error) = self.store.prune_beats(before(self.now(), retention)).await {
-            tracing::error!(%error, "old heartbeats could not be removed");
-        }
-        if let Err(error) = self.store.prune_history(self.now()).await {
-            tracing::error!(%error, "old challenges and events could not be removed");
+    async fn maintain(&self) {
+        if let Err(error) = self.store.maintain(self.now(), &Retention::default()).await {
+            tracing::error!(%error, "what is old in the database could not be removed");
         }
     }
 }

@@ -1,25 +1,37 @@
 //! The control channel: appliances and devices over QUIC.
 //!
 //! Each connection is one task. An appliance registers or attaches, proves itself, and gets its state when it changes; a
-//! device enrols, asks for sessions, and hears when they end. One more task, the keeper, listens to hints: it looks at
-//! the sessions that may have lost their right, and wakes the connections that are concerned.
+//! device enrols, asks for sessions, and hears when they end. Several replicas serve channels at once, over one store: a lease
+//! says which connection of which replica speaks for a server, and every write about its appliance names that lease.
+//!
+//! Besides the connections there are: the ear, which passes hints on to the connections that are concerned; the sweep, which
+//! finds in the store what hints should have said; the keeper, which ends the sessions that have lost their right; and the
+//! task that gives leases back.
 
 mod accept;
 mod appliance;
+mod arrivals;
 mod attach;
+mod away;
 mod beat;
+mod clock;
 mod clones;
 mod compose;
 mod device;
+mod ear;
 mod keeper;
+mod lease;
+mod leave;
 mod opening;
 mod probe;
 mod proof;
+mod questions;
 mod refusals;
 mod registry;
 mod reports;
 mod sessions;
 mod settings;
+mod sweep;
 mod takeover;
 #[cfg(test)]
 mod tests;
@@ -31,29 +43,48 @@ pub use settings::ChannelSettings;
 use std::{
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicBool},
+    time::Duration,
 };
 
 use horizon_channel::Listener;
 use horizon_controller_core::Index;
 use ipnet::IpNet;
 use jiff::Timestamp;
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
 
 use crate::{
     keys::Keys,
     live::Live,
     metrics::Metrics,
+    replica::Leadership,
     stop::{Stop, Stopper, stop},
-    store::{Heartbeats, Store},
+    store::{Heartbeats, ReplicaId, Revision, Store},
 };
+use arrivals::Arrivals;
+use clock::Clock;
+use ear::Inbox;
+use leave::Leaver;
+use questions::Questions;
 use registry::Registry;
 use unproven::Unproven;
+
+/// How long giving back the leases may take when this replica stops. What is not is seen to be over by its silence.
+const GIVE_BACK: Duration = Duration::from_secs(3);
 
 /// The resources in force.
 pub trait Desired: Send + Sync + 'static {
     /// A snapshot of them, which never waits.
-    fn index(&self) -> Arc<Index>;
+    fn index(&self) -> Arc<Index> {
+        self.in_force().0
+    }
+
+    /// A snapshot of them with its revision, which never waits.
+    fn in_force(&self) -> (Arc<Index>, Revision);
 }
 
 /// What a channel server is made of.
@@ -68,6 +99,10 @@ pub struct ChannelOptions {
     pub live: Arc<dyn Live>,
     /// The resources in force.
     pub desired: Arc<dyn Desired>,
+    /// This start of this replica.
+    pub replica: ReplicaId,
+    /// Whether this replica leads.
+    pub leadership: Leadership,
     /// Figures.
     pub metrics: Metrics,
     /// Limits and patience.
@@ -80,15 +115,28 @@ struct Context {
     store: Store,
     live: Arc<dyn Live>,
     desired: Arc<dyn Desired>,
+    replica: ReplicaId,
+    leadership: Leadership,
     metrics: Metrics,
     settings: ChannelSettings,
     beats: Heartbeats,
     registry: Registry,
+    leaver: Leaver,
+    questions: Questions,
+    inbox: Inbox,
+    /// The sweep is not to wait for its time.
+    sweep_now: Notify,
     listener: Listener,
     stop: Stop,
+    /// Peers are being sent to other replicas: no new ones are taken in.
+    draining: AtomicBool,
     unproven: Unproven,
+    arrivals: Arrivals,
+    clock: Clock,
     /// The networks that are blocked, for the conversations that are open.
     blocked: watch::Sender<Vec<IpNet>>,
+    /// The number of sessions may have changed since they were counted.
+    recount: AtomicBool,
     /// How much of the rate of warnings about the limit of connections is used up.
     full_warning: Mutex<Option<Timestamp>>,
 }
@@ -97,7 +145,7 @@ struct Context {
 pub struct ChannelServer {
     context: Arc<Context>,
     stopper: Stopper,
-    tasks: Vec<JoinHandle<()>>,
+    tasks: JoinSet<&'static str>,
 }
 
 impl ChannelServer {
@@ -106,33 +154,52 @@ impl ChannelServer {
     /// # Errors
     /// When the address cannot be bound.
     pub fn start(options: ChannelOptions) -> io::Result<Self> {
-        let ChannelOptions { listen, keys, store, live, desired, metrics, settings } = options;
+        let ChannelOptions { listen, keys, store, live, desired, replica, leadership, metrics, settings } =
+            options;
         let listener = Listener::bind(listen, &keys.tls)?;
         let beats = Heartbeats::start(store.clone());
         let (stopper, stop) = stop();
-        let registry = Registry::default();
         let context = Arc::new(Context {
             keys,
             store,
             live,
             desired,
+            replica,
+            leadership,
             metrics,
             settings,
             beats,
-            registry,
+            registry: Registry::default(),
+            leaver: Leaver::default(),
+            questions: Questions::default(),
+            inbox: Inbox::default(),
+            sweep_now: Notify::new(),
             listener,
             stop,
+            draining: AtomicBool::new(false),
             unproven: Unproven::default(),
+            arrivals: Arrivals::default(),
+            clock: Clock::new(Instant::now(), Timestamp::now()),
             blocked: watch::Sender::new(Vec::new()),
+            recount: AtomicBool::new(false),
             full_warning: Mutex::new(None),
         });
         // Subscribed before the first connection: no hint of it is missed.
         let hints = context.live.subscribe();
-        let tasks = vec![
-            tokio::spawn(accept::run(context.clone())),
-            tokio::spawn(keeper::run(context.clone(), hints)),
-        ];
-        Ok(Self { context, stopper, tasks })
+        let mut server = Self { context: context.clone(), stopper, tasks: JoinSet::new() };
+        server.run("accept loop", accept::run(context.clone()));
+        server.run("ear", ear::run(context.clone(), hints));
+        server.run("keeper", keeper::run(context.clone()));
+        server.run("sweep", sweep::run(context.clone()));
+        server.run("leases", leave::run(context));
+        Ok(server)
+    }
+
+    fn run(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(async move {
+            task.await;
+            name
+        });
     }
 
     /// The address that was bound.
@@ -143,13 +210,38 @@ impl ChannelServer {
         self.context.listener.local_addr()
     }
 
+    /// Waits until a part ends by itself, and names it. Cancel safe.
+    pub async fn ended(&mut self) -> &'static str {
+        match self.tasks.join_next().await {
+            Some(Ok(part)) => part,
+            Some(Err(error)) => {
+                tracing::error!(%error, "a part of the control channel broke down");
+                "part"
+            }
+            None => "last part",
+        }
+    }
+
+    /// Sends all peers to the replicas with these addresses, or to those they know. Takes no new ones from then on. Returns when
+    /// they have gone, or when they had [`ChannelSettings::leave_patience`] for it.
+    pub async fn go_elsewhere(&self, addresses: Vec<String>) {
+        self.context.send_all_away(addresses).await;
+    }
+
     /// Ends all conversations and stops listening.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.stopper.stop();
         self.context.listener.close("the controller stops").await;
-        for task in self.tasks {
-            // A task that panicked has said so, and is over as well.
-            let _ = task.await;
+        self.tasks.shutdown().await;
+        let given_back = async {
+            // Conversations end one by one now.
+            while !self.context.registry.is_empty() {
+                sleep(Duration::from_millis(5)).await;
+            }
+            self.context.give_back().await;
+        };
+        if timeout(GIVE_BACK, given_back).await.is_err() {
+            tracing::info!("not every channel was given back; other replicas find out by themselves");
         }
     }
 }

@@ -13,6 +13,7 @@ use ipnet::IpNet;
 
 use super::{
     Context, accept, appliance, device, refusals,
+    unproven::Place,
     wire::{End, Wire},
 };
 use crate::store::{NewEvent, Severity, Source};
@@ -30,6 +31,7 @@ pub(super) struct Remote {
 pub(super) async fn serve(context: Arc<Context>, peer: Peer) {
     let remote = Remote { key: peer.key, address: peer.remote };
     let hello = peer.hello.clone();
+    // What happens once is boxed, and so is one of the two kinds of conversation: the task is as large as its largest part.
     let mut wire = Wire::new(peer, context.settings.messages_per_second, context.settings.send_patience);
     let (mut stop, mut blocked) = (context.stop.clone(), context.blocked.subscribe());
     let now_blocked = async {
@@ -38,7 +40,7 @@ pub(super) async fn serve(context: Arc<Context>, peer: Peer) {
         blocked.wait_for(inside).await.map(|_| ())
     };
     let end = tokio::select! {
-        end = converse(&context, remote, &hello, &mut wire) => end,
+        end = converse(&context, remote, hello, &mut wire) => end,
         Ok(()) = now_blocked => End::refuse(0, refusals::blocked()),
         () = stop.requested() => End::Gone("the controller stops".into()),
     };
@@ -49,15 +51,33 @@ pub(super) async fn serve(context: Arc<Context>, peer: Peer) {
             tracing::info!(key = %remote.key, code = refusals::name(refusal.code), "refused a peer: {}", refusal.message);
         }
     }
-    wire.finish(end).await;
+    Box::pin(wire.finish(end)).await;
 }
 
-async fn converse(context: &Arc<Context>, remote: Remote, hello: &proto::Hello, wire: &mut Wire) -> End {
+async fn converse(context: &Arc<Context>, remote: Remote, hello: proto::Hello, wire: &mut Wire) -> End {
+    let role = hello.role();
+    let unproven = match Box::pin(welcome(context, remote, hello, wire)).await {
+        Ok(unproven) => unproven,
+        Err(end) => return end,
+    };
+    match role {
+        Role::Appliance => appliance::converse(context, remote, wire, unproven).await,
+        _ => Box::pin(device::converse(context, remote, wire, unproven)).await,
+    }
+}
+
+/// Agrees on a version, and shows the KeySets.
+async fn welcome(
+    context: &Arc<Context>,
+    remote: Remote,
+    hello: proto::Hello,
+    wire: &mut Wire,
+) -> Result<Place, End> {
     let negotiated = match version::negotiate(hello.min_version, hello.max_version) {
         Ok(version) => version,
         Err(e) => {
             let remedy = "upgrade the side with the older version";
-            return End::refuse(0, Refusal::new(proto::RefusalCode::Version, e.to_string(), remedy));
+            return Err(End::refuse(0, Refusal::new(proto::RefusalCode::Version, e.to_string(), remedy)));
         }
     };
     let now = context.now();
@@ -66,11 +86,10 @@ async fn converse(context: &Arc<Context>, remote: Remote, hello: &proto::Hello, 
         None if context.store.knows_key(remote.key).await.unwrap_or(false) => {
             context.unproven.enter_known(remote.address.ip())
         }
-        None => return End::refuse(0, refusals::too_many_unproven()),
+        None => return Err(End::refuse(0, refusals::too_many_unproven())),
     };
-    let role = hello.role();
-    if role == Role::Unspecified {
-        return End::refuse(0, refusals::malformed("the Hello names no role"));
+    if hello.role() == Role::Unspecified {
+        return Err(End::refuse(0, refusals::malformed("the Hello names no role")));
     }
     let welcome = proto::Welcome {
         version: negotiated,
@@ -78,13 +97,8 @@ async fn converse(context: &Arc<Context>, remote: Remote, hello: &proto::Hello, 
         now: now.as_millisecond(),
         software: version::SOFTWARE.into(),
     };
-    if let Err(end) = wire.send(0, from_controller::Message::Welcome(welcome)).await {
-        return end;
-    }
-    match role {
-        Role::Appliance => appliance::converse(context, remote, wire, unproven).await,
-        _ => device::converse(context, remote, wire, unproven).await,
-    }
+    wire.send(0, from_controller::Message::Welcome(welcome)).await?;
+    Ok(unproven)
 }
 
 impl Context {

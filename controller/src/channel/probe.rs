@@ -100,7 +100,7 @@ impl Appliance<'_> {
     }
 
     async fn note_probe(&self, why: Option<&str>) -> Result<(), StoreError> {
-        if self.context.store.note_unreachable(self.server, why).await? {
+        if self.context.store.note_unreachable(self.server, self.seat.lease, why).await? {
             self.context.live.publish(Hint::StatusDirty(self.server.0));
         }
         Ok(())

@@ -2,23 +2,26 @@
 
 use std::time::Duration;
 
+use aws_lc_rs::digest::{Context, SHA256};
 use horizon_model::Factor;
 use horizon_wire::{
     convert, heartbeat,
     proto::{self, from_controller::Message as Say},
 };
 use jiff::Timestamp;
-use tokio::{sync::oneshot, time::Instant};
+use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::{
-    appliance::{Appliance, internal, invalid},
+    appliance::{Appliance, internal, invalid, may_pass},
     beat::{self, Rejected},
+    questions::Asker,
     refusals,
     wire::{End, Wire},
 };
 use crate::{
     live::{Hint, Limit},
-    store::{Beat, ChallengeId, IdentityOutcome, Severity, StoreError, random},
+    store::{Answered, Beat, ChallengeId, IdentityOutcome, Severity, StoreError, random},
 };
 
 /// How many heartbeats may come at once; for long, twice as many as asked for may.
@@ -28,32 +31,69 @@ const FACTOR_CHANGES: u32 = 4;
 /// See [`FACTOR_CHANGES`].
 const FACTOR_WINDOW: Duration = Duration::from_secs(240);
 
+/// The most that wait for one answer.
+const ASKERS: usize = 8;
+
+/// Tells some factors from others, in whatever order they come.
+pub(super) fn fingerprint(mut factors: Vec<Factor>) -> [u8; 32] {
+    factors.sort();
+    let mut hash = Context::new(&SHA256);
+    for proto::Factor { kind, name, value } in convert::encode_factors(&factors) {
+        for text in [kind, name, value] {
+            hash.update(&text.len().to_be_bytes());
+            hash.update(text.as_bytes());
+        }
+    }
+    let mut out = [0; 32];
+    out.copy_from_slice(hash.finish().as_ref());
+    out
+}
+
 /// A challenge that waits for its answer.
 pub(super) struct Asked {
     pub(super) id: ChallengeId,
+    pub(super) put: Timestamp,
     pub(super) nonce: [u8; 32],
     pub(super) deadline: Instant,
     /// Who else wants to know.
-    pub(super) reply: Option<oneshot::Sender<bool>>,
+    pub(super) askers: Vec<Asker>,
 }
 
 impl Appliance<'_> {
-    pub(super) async fn challenge(
-        &mut self,
-        wire: &mut Wire,
-        reply: Option<oneshot::Sender<bool>>,
-    ) -> Result<(), End> {
-        let id =
-            self.context.store.put_challenge(self.server, self.context.now()).await.map_err(internal(0))?;
-        let nonce: [u8; 32] = random();
-        // An open challenge is replaced by the new one: who waits for its answer takes this one's.
-        let waiting = self.asked.take().and_then(|asked| asked.reply);
-        let deadline = Instant::now() + self.context.settings.challenge_patience;
-        self.asked = Some(Asked { id, nonce, deadline, reply: reply.or(waiting) });
+    /// Has the appliance prove that it lives, for somebody who asks.
+    pub(super) async fn prove_alive(&mut self, wire: &mut Wire, asker: Asker) -> Result<(), End> {
+        if self.asked.is_none() {
+            self.challenge(wire).await?;
+        }
+        if let Some(asked) = &mut self.asked
+            && asked.askers.len() < ASKERS
+            // A question that is repeated is answered once.
+            && !asked.askers.iter().any(|other| other.is_the_same(&asker))
+        {
+            asked.askers.push(asker);
+        }
+        Ok(())
+    }
+
+    /// Challenges the appliance.
+    pub(super) async fn challenge(&mut self, wire: &mut Wire) -> Result<(), End> {
+        let (id, nonce) = (ChallengeId(Uuid::now_v7()), random());
+        let (put, deadline) = (self.context.now(), Instant::now() + self.context.settings.challenge_patience);
+        self.asked = Some(Asked { id, put, nonce, deadline, askers: Vec::new() });
         self.context.metrics.challenges.inc();
         let message = proto::Challenge { id: id.0.as_bytes().to_vec(), nonce: nonce.to_vec() };
         wire.send(0, Say::Challenge(message)).await?;
         Ok(())
+    }
+
+    fn tell(&self, asker: Asker, proved: bool) {
+        match asker {
+            // Who asked may have gone.
+            Asker::Here(reply) => drop(reply.send(proved)),
+            Asker::There(question) => {
+                self.context.live.publish(Hint::Alive { server: self.server, question, proved });
+            }
+        }
     }
 
     pub(super) async fn answered(
@@ -63,34 +103,37 @@ impl Appliance<'_> {
         answer: &proto::ChallengeResponse,
     ) -> Result<(), End> {
         let Some(asked) = self.asked.take_if(|asked| asked.id.0.as_bytes()[..] == answer.id[..]) else {
-            // The answer to a challenge that was replaced meanwhile.
+            // The answer to no challenge of this conversation.
             return wire.done(request).await;
         };
+        // What follows the first answer asks much of the database.
+        let context = self.context;
+        let _turn = if self.verified { None } else { context.arrivals.turn().await };
         let id = *asked.id.0.as_bytes();
         let right = [Some(&self.secret), self.previous.as_ref()].into_iter().flatten().any(|secret| {
             heartbeat::check_answer(secret, &id, &asked.nonce, self.server, self.incarnation, &answer.tag)
         });
         let now = self.context.now();
-        let policy = self.context.desired.index().security_policy(&self.record.namespace);
+        let policy = self.context.desired.index().security_policy(&self.namespace);
         let tolerated = policy.anomaly_thresholds.failed_challenges;
-        let noted = self.context.store.answer_challenge(self.server, asked.id, right, tolerated, now).await;
+        let answered = Answered { challenge: asked.id, asked: asked.put, right, tolerated };
+        let noted = context.store.note_challenge(self.server, self.seat.lease, &answered, now).await;
         noted.map_err(internal(request))?;
         self.context.live.publish(Hint::StatusDirty(self.server.0));
-        if let Some(reply) = asked.reply {
-            // Who asked may have gone.
-            let _ = reply.send(right);
+        for asker in asked.askers {
+            self.tell(asker, right);
         }
         if !right {
             return Err(End::refuse(
                 request,
-                refusals::unverified(&self.record.name, "the answer to a challenge was wrong"),
+                refusals::unverified(&self.name, "the answer to a challenge was wrong"),
             ));
         }
-        self.next_challenge = Instant::now() + self.context.challenge_interval(&self.record);
+        self.next_challenge = Instant::now() + self.context.challenge_interval(&self.namespace);
         wire.done(request).await?;
         if !self.verified {
             self.verified = true;
-            self.context.live.server_online(self.server, self.incarnation, now);
+            self.context.live.server_online(self.server, self.incarnation, self.seat.lease, now);
             self.context.live.publish(Hint::StatusDirty(self.server.0));
             self.push(wire, false).await?;
         }
@@ -114,15 +157,15 @@ impl Appliance<'_> {
             Ok(accepted) => accepted,
             // It was sent before the new secret came.
             Err(Rejected::WrongTag) if self.reissued && !self.verified => {
-                let refusal = refusals::unverified(&self.record.name, "it was sent under the secret before");
+                let refusal = refusals::unverified(&self.name, "it was sent under the secret before");
                 wire.send(request, Say::Refused(refusal.into())).await?;
                 return Ok(());
             }
             Err(rejected) => return Err(self.rejected(request, rejected).await),
         };
         let now = self.context.now();
-        let interval =
-            self.context.desired.index().security_policy(&self.record.namespace).heartbeat_interval.get();
+        let policy = self.context.desired.index().security_policy(&self.namespace);
+        let interval = policy.heartbeat_interval.get();
         match Limit::new(BEAT_BURST, interval * BEAT_BURST / 2).count(self.beat_rate, now) {
             Some(used) => self.beat_rate = Some(used),
             None => {
@@ -140,6 +183,7 @@ impl Appliance<'_> {
         let next = heartbeat::ratchet(&secret, &nonce);
         let durable = Beat {
             server: self.server,
+            lease: self.seat.lease,
             counter: body.counter,
             sent,
             received: now,
@@ -150,10 +194,18 @@ impl Appliance<'_> {
             secret: next.clone(),
             previous: secret.clone(),
         };
-        self.context.beats.submit(durable).await.map_err(internal(request))?;
+        match self.context.beats.submit(durable).await {
+            Ok(()) => {}
+            // The appliance signs its next beat as it signed this one.
+            Err(error) if may_pass(&error) => {
+                wire.send(request, Say::Refused(refusals::internal(&error).into())).await?;
+                return Ok(());
+            }
+            Err(error) => return Err(internal(request)(error)),
+        }
         self.counter = body.counter;
         (self.secret, self.previous) = (next, Some(secret));
-        (self.last_beat, self.missed_noted) = (Instant::now(), false);
+        (self.missed_at, self.missed_noted) = (self.context.missed_at(&policy), false);
         self.context.metrics.heartbeats.inc();
         let ack = proto::HeartbeatAck { counter: body.counter, ratchet_nonce: nonce.to_vec() };
         wire.send(request, Say::HeartbeatAck(ack)).await?;
@@ -165,8 +217,11 @@ impl Appliance<'_> {
             Rejected::WrongTag => {
                 let why = "its appliance sent a heartbeat that its secret does not vouch for";
                 let now = self.context.now();
-                if let Err(e) =
-                    self.context.store.distrust_server(self.server, "heartbeat_failed", why, now).await
+                if let Err(e) = self
+                    .context
+                    .store
+                    .distrust_server(self.server, self.seat.lease, "heartbeat_failed", why, now)
+                    .await
                 {
                     return internal(request)(e);
                 }
@@ -182,13 +237,12 @@ impl Appliance<'_> {
                 return End::refuse(request, refusals::malformed("the body of a heartbeat"));
             }
         };
-        End::refuse(request, refusals::unverified(&self.record.name, what))
+        End::refuse(request, refusals::unverified(&self.name, what))
     }
 
-    async fn observe(&mut self, mut factors: Vec<Factor>, now: Timestamp) -> Result<(), StoreError> {
-        factors.sort();
-        self.factors.sort();
-        if factors == self.factors {
+    async fn observe(&mut self, factors: Vec<Factor>, now: Timestamp) -> Result<(), StoreError> {
+        let fingerprint = fingerprint(factors.clone());
+        if fingerprint == self.factors {
             return Ok(());
         }
         // A machine does not change all the time; what is passed over now is looked at with a later beat.
@@ -196,8 +250,8 @@ impl Appliance<'_> {
             Some(used) => self.factor_rate = Some(used),
             None => return Ok(()),
         }
-        let outcome = self.context.store.observe_factors(self.server, &factors, now).await?;
-        self.factors = factors;
+        let outcome = self.context.store.observe_factors(self.server, self.seat.lease, &factors, now).await?;
+        self.factors = fingerprint;
         match outcome {
             IdentityOutcome::Same => {}
             IdentityOutcome::Absorbed(changes) => {

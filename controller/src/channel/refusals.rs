@@ -33,6 +33,12 @@ pub(super) fn malformed(what: &str) -> Refusal {
     Refusal::new(RefusalCode::Malformed, format!("a message cannot be used: {what}"), remedy)
 }
 
+/// A server whose appliance arrives in several places at once.
+pub(super) fn contended(name: &str) -> Refusal {
+    let message = format!("several connections want to speak for server '{name}' at the same time");
+    Refusal::new(RefusalCode::Unavailable, message, "nothing: the appliance tries again").retry_after(SOON)
+}
+
 /// A message at the wrong time.
 pub(super) fn wrong_order(what: &str) -> Refusal {
     malformed(&format!("{what} is not expected now"))

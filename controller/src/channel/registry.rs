@@ -1,36 +1,51 @@
-//! Who is connected to this controller: one connection per server, any number per device.
+//! Who is connected to this replica: one connection per server, any number per device. A server's place is numbered by the
+//! lease of its channel, which the store gives out: a newer one replaces an older one, here and at every other replica.
 
 use std::{
-    collections::{HashMap, HashSet},
-    ops::{Deref, DerefMut},
+    collections::HashMap,
+    mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use horizon_model::{DeviceId, Incarnation, PublicKey, ServerId, SessionId};
-use jiff::Timestamp;
-use tokio::sync::{Notify, mpsc, oneshot};
+use horizon_model::{DeviceId, ServerId, SessionId};
+use tokio::sync::Notify;
 
-use crate::live::{Hint, Live};
+use super::questions::Asker;
+use crate::store::ChannelLease;
 
-/// What a connection's task is asked by others.
-#[derive(Debug)]
-pub(super) enum Command {
-    /// Have the appliance prove that it lives.
-    ProveAlive(oneshot::Sender<bool>),
-    /// Another connection speaks for the server from now on.
-    MakeWay,
+/// The most that wait for an appliance's proof that it lives; who comes later is told nothing and tries again.
+const ASKERS: usize = 8;
+/// The most ends of sessions that wait for a device's task. A device that does not read is about to be dropped; it asks when
+/// it returns.
+const NOTES: usize = 16;
+
+/// What waits for an appliance's task. It is looked at as a whole, so that nothing is lost and nothing queues up.
+#[derive(Debug, Default)]
+pub(super) struct Mail {
+    /// What its appliance should hold may have changed.
+    pub(super) changed: bool,
+    /// Another connection speaks for the server.
+    pub(super) make_way: bool,
+    /// Where its appliance is to go.
+    pub(super) elsewhere: Option<Elsewhere>,
+    /// Who wants to know whether its appliance lives.
+    pub(super) askers: Vec<Asker>,
 }
 
-/// Who speaks for a server.
-#[derive(Debug)]
-pub(super) struct Speaker {
-    pub(super) incarnation: Incarnation,
-    pub(super) key: PublicKey,
-    pub(super) commands: mpsc::Sender<Command>,
+/// What waits for a device's task.
+#[derive(Debug, Default)]
+pub(super) struct DeviceMail {
+    /// Sessions that ended.
+    pub(super) ended: Vec<EndNote>,
+    /// Where the device is to go.
+    pub(super) elsewhere: Option<Elsewhere>,
 }
+
+/// The addresses of other replicas.
+pub(super) type Elsewhere = Arc<[String]>;
 
 /// A session that ended, for its device.
 #[derive(Clone, Debug)]
@@ -39,33 +54,57 @@ pub(super) struct EndNote {
     pub(super) reason: Arc<str>,
 }
 
-/// Commands that wait for an appliance's task.
-const COMMANDS: usize = 8;
-/// Ends of sessions that wait for a device's task.
-const NOTES: usize = 16;
+/// The way to a task.
+#[derive(Debug, Default)]
+pub(super) struct Mailbox<M> {
+    mail: Mutex<M>,
+    bell: Notify,
+}
+
+impl<M: Default> Mailbox<M> {
+    fn put(&self, what: impl FnOnce(&mut M)) {
+        what(&mut lock(&self.mail));
+        self.bell.notify_one();
+    }
+
+    /// Waits for mail. Cancel safe: nothing is taken before this returns.
+    async fn next(&self) -> M {
+        self.bell.notified().await;
+        mem::take(&mut *lock(&self.mail))
+    }
+}
 
 struct ServerEntry {
-    number: u64,
-    incarnation: Incarnation,
-    key: PublicKey,
-    commands: mpsc::Sender<Command>,
-    changed: Arc<Notify>,
-    /// The sessions in the state that the appliance last reported to have applied; unknown before.
-    applied: Option<HashSet<SessionId>>,
+    lease: ChannelLease,
+    mailbox: Arc<Mailbox<Mail>>,
     /// How large its state is, in bytes.
     state_bytes: usize,
 }
 
-/// The number of a device's connection, and the way to it.
-type DeviceEntry = (u64, mpsc::Sender<EndNote>);
+struct DeviceEntry {
+    number: u64,
+    mailbox: Arc<Mailbox<DeviceMail>>,
+}
+
+/// The live session of a device that was granted over a connection to this replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Granted {
+    pub(super) session: SessionId,
+    pub(super) server: ServerId,
+}
+
+#[derive(Default)]
+struct Devices {
+    seats: HashMap<DeviceId, Vec<DeviceEntry>>,
+    granted: HashMap<DeviceId, Granted>,
+}
 
 /// An appliance's task in the registry.
 pub(super) struct ServerSeat {
     registry: Registry,
-    server: ServerId,
-    number: u64,
-    pub(super) commands: mpsc::Receiver<Command>,
-    pub(super) changed: Arc<Notify>,
+    pub(super) server: ServerId,
+    pub(super) lease: ChannelLease,
+    mailbox: Arc<Mailbox<Mail>>,
 }
 
 /// A device's task in the registry.
@@ -73,193 +112,180 @@ pub(super) struct DeviceSeat {
     registry: Registry,
     device: DeviceId,
     number: u64,
-    pub(super) notes: mpsc::Receiver<EndNote>,
+    mailbox: Arc<Mailbox<DeviceMail>>,
 }
 
 #[derive(Default)]
 struct Inner {
     next: AtomicU64,
     servers: Mutex<HashMap<ServerId, ServerEntry>>,
-    devices: Mutex<HashMap<DeviceId, Vec<DeviceEntry>>>,
+    devices: Mutex<Devices>,
 }
 
 /// Who is connected. A clone is the same registry.
 #[derive(Clone, Default)]
 pub(super) struct Registry(Arc<Inner>);
 
-/// Each change of the maps is one step, so they are whole whatever thread panics.
+/// Each change of what is behind these locks is one step, so it is whole whatever thread panics.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Registry {
-    /// Who speaks for a server now, and how to ask it.
-    pub(super) fn server(&self, server: ServerId) -> Option<Speaker> {
-        lock(&self.0.servers).get(&server).map(|entry| Speaker {
-            incarnation: entry.incarnation,
-            key: entry.key,
-            commands: entry.commands.clone(),
-        })
-    }
-
-    /// Takes the seat from whoever speaks for a server under another key than this.
-    pub(super) fn evict_others(&self, server: ServerId, key: PublicKey) {
+    /// Seats the holder of a lease. Whoever holds an older one is asked to make way. `None` when a newer one has the seat.
+    pub(super) fn take_seat(&self, server: ServerId, lease: ChannelLease) -> Option<ServerSeat> {
+        let mailbox = Arc::new(Mailbox::default());
+        let entry = ServerEntry { lease, mailbox: mailbox.clone(), state_bytes: 0 };
         let mut servers = lock(&self.0.servers);
-        if servers.get(&server).is_some_and(|entry| entry.key != key)
-            && let Some(old) = servers.remove(&server)
-        {
-            // A task whose queue is full finds out when it next looks for its seat.
-            let _ = old.commands.try_send(Command::MakeWay);
-        }
-    }
-
-    /// How large the state of a server is that is connected, in bytes.
-    pub(super) fn state_bytes(&self, server: ServerId) -> usize {
-        lock(&self.0.servers).get(&server).map_or(0, |entry| entry.state_bytes)
-    }
-
-    /// Takes the seat of a server if `expected` still holds it. Whoever held it is asked to make way.
-    pub(super) fn take_seat(
-        &self,
-        server: ServerId,
-        incarnation: Incarnation,
-        key: PublicKey,
-        expected: Option<Incarnation>,
-    ) -> Option<ServerSeat> {
-        let (sender, commands) = mpsc::channel(COMMANDS);
-        let changed = Arc::new(Notify::new());
-        let number = self.0.next.fetch_add(1, Ordering::Relaxed);
-        let entry = ServerEntry {
-            number,
-            incarnation,
-            key,
-            commands: sender,
-            changed: changed.clone(),
-            applied: None,
-            state_bytes: 0,
-        };
-        let mut servers = lock(&self.0.servers);
-        if servers.get(&server).map(|entry| entry.incarnation) != expected {
+        if servers.get(&server).is_some_and(|entry| entry.lease >= lease) {
             return None;
         }
         if let Some(old) = servers.insert(server, entry) {
-            // A task whose queue is full finds out when it next looks for its seat.
-            let _ = old.commands.try_send(Command::MakeWay);
+            old.mailbox.put(|mail| mail.make_way = true);
         }
         drop(servers);
-        Some(ServerSeat { registry: self.clone(), server, number, commands, changed })
+        Some(ServerSeat { registry: self.clone(), server, lease, mailbox })
+    }
+
+    /// Takes the seat from whoever holds an older lease than this.
+    pub(super) fn evict_older(&self, server: ServerId, lease: ChannelLease) {
+        let mut servers = lock(&self.0.servers);
+        if servers.get(&server).is_some_and(|entry| entry.lease < lease)
+            && let Some(old) = servers.remove(&server)
+        {
+            old.mailbox.put(|mail| mail.make_way = true);
+        }
+    }
+
+    /// Asks the task that holds a lease to have its appliance prove that it lives. Whoever asks gets no answer when there is
+    /// no such task.
+    pub(super) fn ask(&self, server: ServerId, lease: ChannelLease, asker: Asker) {
+        if let Some(entry) = lock(&self.0.servers).get(&server).filter(|entry| entry.lease == lease) {
+            entry.mailbox.put(|mail| {
+                if mail.askers.len() < ASKERS {
+                    mail.askers.push(asker);
+                }
+            });
+        }
+    }
+
+    /// How large the state of a server is that is connected here, in bytes.
+    pub(super) fn state_bytes(&self, server: ServerId) -> usize {
+        lock(&self.0.servers).get(&server).map_or(0, |entry| entry.state_bytes)
     }
 
     /// Wakes the task of a server, if it is connected here.
     pub(super) fn wake(&self, server: ServerId) {
         if let Some(entry) = lock(&self.0.servers).get(&server) {
-            entry.changed.notify_one();
+            entry.mailbox.put(|mail| mail.changed = true);
         }
     }
 
-    /// Wakes every appliance's task.
-    pub(super) fn wake_all(&self) {
-        for entry in lock(&self.0.servers).values() {
-            entry.changed.notify_one();
-        }
-    }
-
-    /// Whether a server's appliance may still admit a session: not once it applied a state without it.
-    pub(super) fn may_hold(&self, server: ServerId, session: SessionId) -> bool {
-        match lock(&self.0.servers).get(&server) {
-            Some(ServerEntry { applied: Some(applied), .. }) => applied.contains(&session),
-            _ => true,
-        }
+    /// The servers whose appliances are connected here.
+    pub(super) fn servers(&self) -> Vec<ServerId> {
+        lock(&self.0.servers).keys().copied().collect()
     }
 
     /// Takes a place among the connections of a device.
     pub(super) fn seat_device(&self, device: DeviceId) -> DeviceSeat {
-        let (sender, notes) = mpsc::channel(NOTES);
+        let mailbox = Arc::new(Mailbox::default());
         let number = self.0.next.fetch_add(1, Ordering::Relaxed);
-        lock(&self.0.devices).entry(device).or_default().push((number, sender));
-        DeviceSeat { registry: self.clone(), device, number, notes }
+        let entry = DeviceEntry { number, mailbox: mailbox.clone() };
+        lock(&self.0.devices).seats.entry(device).or_default().push(entry);
+        DeviceSeat { registry: self.clone(), device, number, mailbox }
+    }
+
+    /// Notes the session that a device was granted.
+    pub(super) fn granted(&self, device: DeviceId, granted: Granted) {
+        let mut devices = lock(&self.0.devices);
+        if devices.seats.contains_key(&device) {
+            devices.granted.insert(device, granted);
+        }
+    }
+
+    /// The sessions that devices were granted here and not told the end of.
+    pub(super) fn grants(&self) -> Vec<(DeviceId, Granted)> {
+        lock(&self.0.devices).granted.iter().map(|(device, granted)| (*device, *granted)).collect()
     }
 
     /// Tells a device's connections that a session ended.
     pub(super) fn tell_device(&self, device: DeviceId, note: &EndNote) {
-        for (_, sender) in lock(&self.0.devices).get(&device).into_iter().flatten() {
-            // A device that does not read is about to be dropped; it asks when it returns.
-            let _ = sender.try_send(note.clone());
+        let mut devices = lock(&self.0.devices);
+        if devices.granted.get(&device).is_some_and(|granted| granted.session == note.session) {
+            devices.granted.remove(&device);
+        }
+        for entry in devices.seats.get(&device).into_iter().flatten() {
+            entry.mailbox.put(|mail| {
+                if mail.ended.len() < NOTES {
+                    mail.ended.push(note.clone());
+                }
+            });
+        }
+    }
+
+    /// The ways to all peers that are connected here, in no particular order.
+    pub(super) fn everybody(&self) -> Vec<Peer> {
+        let mut all: Vec<_> =
+            lock(&self.0.servers).values().map(|entry| Peer::Appliance(entry.mailbox.clone())).collect();
+        let devices = lock(&self.0.devices);
+        all.extend(devices.seats.values().flatten().map(|entry| Peer::Device(entry.mailbox.clone())));
+        all
+    }
+
+    /// Whether nobody is connected here.
+    pub(super) fn is_empty(&self) -> bool {
+        lock(&self.0.servers).is_empty() && lock(&self.0.devices).seats.is_empty()
+    }
+}
+
+/// The way to a peer's task.
+pub(super) enum Peer {
+    Appliance(Arc<Mailbox<Mail>>),
+    Device(Arc<Mailbox<DeviceMail>>),
+}
+
+impl Peer {
+    /// Has it go elsewhere.
+    pub(super) fn send_away(&self, elsewhere: &Elsewhere) {
+        match self {
+            Self::Appliance(mailbox) => mailbox.put(|mail| mail.elsewhere = Some(elsewhere.clone())),
+            Self::Device(mailbox) => mailbox.put(|mail| mail.elsewhere = Some(elsewhere.clone())),
         }
     }
 }
 
 impl ServerSeat {
+    /// Waits for mail. Cancel safe.
+    pub(super) async fn mail(&self) -> Mail {
+        self.mailbox.next().await
+    }
+
     /// Notes how large the state is, in bytes.
     pub(super) fn set_state_bytes(&self, bytes: usize) {
         if let Some(entry) = lock(&self.registry.0.servers).get_mut(&self.server)
-            && entry.number == self.number
+            && entry.lease == self.lease
         {
             entry.state_bytes = bytes;
         }
     }
 
-    /// Notes which sessions the appliance has applied.
-    pub(super) fn applied(&self, sessions: HashSet<SessionId>) {
-        if let Some(entry) = lock(&self.registry.0.servers).get_mut(&self.server)
-            && entry.number == self.number
-        {
-            entry.applied = Some(sessions);
-        }
-    }
-
-    /// Whether this task still speaks for the server.
+    /// Whether this task still speaks for the server, as far as this replica knows.
     pub(super) fn is_held(&self) -> bool {
-        lock(&self.registry.0.servers).get(&self.server).is_some_and(|entry| entry.number == self.number)
-    }
-
-    /// Whether another task speaks for the server now.
-    fn is_taken(&self) -> bool {
-        lock(&self.registry.0.servers).get(&self.server).is_some_and(|entry| entry.number != self.number)
+        lock(&self.registry.0.servers).get(&self.server).is_some_and(|entry| entry.lease == self.lease)
     }
 }
 
-/// A seat whose end makes known that the server's appliance is gone, unless another connection speaks for it by then. That
-/// holds also for a connection that took the seat of one that was there and never became that itself.
-pub(super) struct Presence {
-    seat: ServerSeat,
-    live: Arc<dyn Live>,
-}
-
-impl Presence {
-    pub(super) fn new(seat: ServerSeat, live: Arc<dyn Live>) -> Self {
-        Self { seat, live }
-    }
-}
-
-impl Deref for Presence {
-    type Target = ServerSeat;
-    fn deref(&self) -> &ServerSeat {
-        &self.seat
-    }
-}
-
-impl DerefMut for Presence {
-    fn deref_mut(&mut self) -> &mut ServerSeat {
-        &mut self.seat
-    }
-}
-
-impl Drop for Presence {
-    fn drop(&mut self) {
-        let server = self.seat.server;
-        let there = self.live.presence(server).filter(|presence| presence.online);
-        if let Some(presence) = there.filter(|_| !self.seat.is_taken()) {
-            self.live.server_offline(server, presence.incarnation, Timestamp::now());
-            self.live.publish(Hint::StatusDirty(server.0));
-        }
+impl DeviceSeat {
+    /// Waits for mail. Cancel safe.
+    pub(super) async fn mail(&self) -> DeviceMail {
+        self.mailbox.next().await
     }
 }
 
 impl Drop for ServerSeat {
     fn drop(&mut self) {
         let mut servers = lock(&self.registry.0.servers);
-        if servers.get(&self.server).is_some_and(|entry| entry.number == self.number) {
+        if servers.get(&self.server).is_some_and(|entry| entry.lease == self.lease) {
             servers.remove(&self.server);
         }
     }
@@ -268,10 +294,11 @@ impl Drop for ServerSeat {
 impl Drop for DeviceSeat {
     fn drop(&mut self) {
         let mut devices = lock(&self.registry.0.devices);
-        if let Some(seats) = devices.get_mut(&self.device) {
-            seats.retain(|(number, _)| *number != self.number);
+        if let Some(seats) = devices.seats.get_mut(&self.device) {
+            seats.retain(|entry| entry.number != self.number);
             if seats.is_empty() {
-                devices.remove(&self.device);
+                devices.seats.remove(&self.device);
+                devices.granted.remove(&self.device);
             }
         }
     }
@@ -279,47 +306,69 @@ impl Drop for DeviceSeat {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
     use uuid::Uuid;
 
     use super::*;
 
-    const KEY: PublicKey = PublicKey([1; 32]);
+    fn mail(seat: &ServerSeat) -> Mail {
+        seat.mail().now_or_never().expect("there is mail")
+    }
 
     #[test]
-    fn a_seat_is_taken_once_and_given_back_once() {
+    fn the_newest_lease_has_the_seat() {
         let registry = Registry::default();
         let server = ServerId(Uuid::from_u128(1));
-        let (a, b) = (Incarnation(Uuid::from_u128(1)), Incarnation(Uuid::from_u128(2)));
-        let mut first = registry.take_seat(server, a, KEY, None).unwrap();
-        assert!(registry.take_seat(server, b, KEY, None).is_none());
-        let second = registry.take_seat(server, b, KEY, Some(a)).unwrap();
-        assert!(matches!(first.commands.try_recv(), Ok(Command::MakeWay)));
+        let lease = ChannelLease;
+        let first = registry.take_seat(server, lease(4)).unwrap();
+        assert!(registry.take_seat(server, lease(4)).is_none());
+        assert!(registry.take_seat(server, lease(3)).is_none());
+        registry.evict_older(server, lease(4));
+        assert!(first.mail().now_or_never().is_none());
+        let second = registry.take_seat(server, lease(5)).unwrap();
+        assert!(mail(&first).make_way);
         assert!(!first.is_held() && second.is_held());
         drop(first);
-        assert_eq!(registry.server(server).map(|speaker| speaker.incarnation), Some(b));
-        let session = SessionId(Uuid::from_u128(5));
-        assert!(registry.may_hold(server, session));
-        second.applied(HashSet::new());
-        assert!(!registry.may_hold(server, session));
-        registry.evict_others(server, KEY);
-        assert!(second.is_held());
-        registry.evict_others(server, PublicKey([2; 32]));
-        assert!(!second.is_held());
-        assert!(registry.server(server).is_none());
-        assert!(registry.may_hold(server, session));
+        assert_eq!(registry.servers(), [server]);
+        registry.evict_older(server, lease(6));
+        assert!(mail(&second).make_way && !second.is_held() && registry.is_empty());
+    }
+
+    #[test]
+    fn mail_is_found_as_a_whole() {
+        let registry = Registry::default();
+        let server = ServerId(Uuid::from_u128(1));
+        let seat = registry.take_seat(server, ChannelLease(1)).unwrap();
+        registry.wake(server);
+        assert_eq!(registry.servers(), [server]);
+        registry.ask(server, ChannelLease(1), Asker::There(Uuid::from_u128(7)));
+        registry.ask(server, ChannelLease(2), Asker::There(Uuid::from_u128(8)));
+        let away: Elsewhere = Arc::from(["a:1".to_owned()]);
+        registry.everybody().iter().for_each(|peer| peer.send_away(&away));
+        let mail = mail(&seat);
+        assert!(mail.changed && !mail.make_way);
+        assert_eq!((mail.askers.len(), mail.elsewhere), (1, Some(away)));
+        assert!(seat.mail().now_or_never().is_none());
     }
 
     #[test]
     fn every_connection_of_a_device_is_told() {
         let registry = Registry::default();
         let device = DeviceId(Uuid::from_u128(1));
-        let (mut a, mut b) = (registry.seat_device(device), registry.seat_device(device));
+        let (a, b) = (registry.seat_device(device), registry.seat_device(device));
         let note = EndNote { session: SessionId(Uuid::from_u128(2)), reason: "policy".into() };
+        let granted = Granted { session: note.session, server: ServerId(Uuid::from_u128(3)) };
+        registry.granted(device, granted);
+        assert_eq!(registry.grants(), [(device, granted)]);
         registry.tell_device(device, &note);
-        assert_eq!(a.notes.try_recv().unwrap().session, note.session);
-        drop(b.notes.try_recv().unwrap());
+        let ended = |seat: &DeviceSeat| seat.mail().now_or_never().map(|mail| mail.ended.len());
+        assert_eq!((ended(&a), ended(&b), ended(&b)), (Some(1), Some(1), None));
+        assert!(registry.grants().is_empty());
+        registry.granted(device, granted);
         drop(a);
-        registry.tell_device(device, &note);
-        assert!(b.notes.try_recv().is_ok());
+        registry.tell_device(device, &EndNote { session: SessionId(Uuid::from_u128(9)), ..note });
+        assert_eq!((ended(&b), registry.grants().len()), (Some(1), 1));
+        drop(b);
+        assert!(registry.grants().is_empty() && registry.is_empty());
     }
 }

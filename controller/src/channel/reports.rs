@@ -1,22 +1,19 @@
 //! What an appliance reports: the state it applied, its sessions, and what their peers did that they may not.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use horizon_model::{ApplianceReport, EntryId, EntryProblem, SessionId, Violation, ViolationKind};
 use horizon_wire::{convert, proto};
 use tokio::time::Instant;
 
 use super::{
-    appliance::{Appliance, internal},
+    appliance::{AGAIN, Appliance, internal, may_pass},
     refusals,
     wire::End,
 };
 use crate::{
     live::Hint,
-    store::{AppliedState, EndReason, EndedBy, NewEvent, SessionStatus, Severity, Source, StoreError},
+    store::{AppliedState, NewEvent, Severity, Source, StoreError},
 };
 
 /// The time over which violations are counted.
@@ -59,13 +56,27 @@ impl Appliance<'_> {
     pub(super) async fn report(&mut self, report: proto::Report, request: u64) -> Result<(), End> {
         let report = convert::decode_report(report)
             .map_err(|e| End::refuse(request, refusals::malformed(&e.to_string())))?;
-        self.take_in(&report).await.map_err(internal(request))
+        self.take_in(report).await.map_err(internal(request))
     }
 
-    async fn take_in(&mut self, report: &ApplianceReport) -> Result<(), StoreError> {
+    /// Takes in a report, now or later.
+    pub(super) async fn take_in(&mut self, report: ApplianceReport) -> Result<(), StoreError> {
+        // What the appliance cannot have yet is not believed.
         if report.generation > self.newest_known() {
             return Ok(());
         }
+        match self.note(&report).await {
+            Err(error) if may_pass(&error) => {
+                tracing::warn!(server = %self.server, %error, "a report could not be taken in; it is tried again");
+                self.unsaved = Some(report);
+                self.again = Some(Instant::now() + AGAIN);
+                Ok(())
+            }
+            noted => noted,
+        }
+    }
+
+    async fn note(&mut self, report: &ApplianceReport) -> Result<(), StoreError> {
         let epoch = self.sent.as_ref().map_or(0, |sent| sent.epoch);
         let applied = AppliedState {
             epoch,
@@ -74,8 +85,12 @@ impl Appliance<'_> {
             problems: report.problems.clone(),
             addresses: report.addresses.clone(),
         };
-        let news = self.context.store.note_applied(self.server, &applied).await?;
-        let noted = self.context.store.note_usage(self.server, &report.sessions, self.context.now()).await?;
+        let news = self.context.store.note_applied(self.server, self.seat.lease, &applied).await?;
+        let noted = self
+            .context
+            .store
+            .note_usage(self.server, self.seat.lease, &report.sessions, self.context.now())
+            .await?;
         if noted.unknown > 0 {
             tracing::debug!(server = %self.server, sessions = noted.unknown, "a report names sessions that have ended");
         }
@@ -102,29 +117,19 @@ impl Appliance<'_> {
     pub(super) async fn has_applied(&mut self, problems: &[EntryProblem]) -> Result<(), StoreError> {
         let refused: HashMap<&EntryId, &str> =
             problems.iter().map(|p| (&p.entry, p.message.as_str())).collect();
-        self.seat.applied(self.sent_sessions.clone());
-        let waiting: HashSet<SessionId> = self
-            .context
+        let why = |id: &SessionId| refused.get(&EntryId::session(*id)).map(|why| (*id, (*why).to_owned()));
+        let refused: Vec<_> = self.sent_sessions.iter().filter_map(why).collect();
+        let (context, held) = (self.context, &self.sent_sessions);
+        let applied = context
             .store
-            .sessions_of_server(self.server)
-            .await?
-            .into_iter()
-            .filter(|s| s.status == SessionStatus::Requested && self.sent_sessions.contains(&s.id))
-            .map(|s| s.id)
-            .collect();
-        for id in waiting {
-            let Some(why) = refused.get(&EntryId::session(id)) else {
-                if self.context.store.activate_session(id, self.context.now()).await? {
-                    self.context.metrics.sessions_granted.inc();
-                    self.context.count_sessions().await;
-                }
-                continue;
-            };
-            let reason =
-                EndReason { status: SessionStatus::Failed, by: EndedBy::Server, reason: (*why).to_owned() };
-            if let Some(session) = self.context.store.live_session(id).await? {
-                self.context.end(&session, &reason).await?;
-            }
+            .note_sessions_applied(self.server, self.seat.lease, held, &refused, context.now())
+            .await?;
+        context.metrics.sessions_granted.inc_by(applied.activated.len() as u64);
+        for ended in &applied.failed {
+            context.tell_end(ended);
+        }
+        if !applied.activated.is_empty() || !applied.failed.is_empty() {
+            context.sessions_moved();
         }
         let generation = self.sent.as_ref().map_or(0, |sent| sent.generation);
         self.context.live.publish(Hint::StateApplied { server: self.server, generation });
@@ -138,8 +143,7 @@ impl Appliance<'_> {
             return;
         }
         let index = self.context.desired.index();
-        let tolerated =
-            index.security_policy(&self.record.namespace).anomaly_thresholds.violations_per_minute;
+        let tolerated = index.security_policy(&self.namespace).anomaly_thresholds.violations_per_minute;
         // What is said about sessions that are not its own says something about the appliance alone.
         for violation in violations.iter().filter(|v| self.sent_sessions.contains(&v.session)) {
             let (threshold, severity) = match violation.kind {
@@ -160,7 +164,7 @@ impl Appliance<'_> {
                 description: format!(
                     "session {} on server {}: {} packets were dropped ({})",
                     violation.session,
-                    self.record.name,
+                    self.name,
                     violation.count,
                     violation.kind.as_str()
                 ),

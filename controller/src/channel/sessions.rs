@@ -23,18 +23,21 @@ use tokio::{
 
 use super::{
     Context, refusals,
+    registry::Granted,
     takeover::{self, Held, Takeover},
 };
 use crate::{
     live::Hint,
     store::{
-        DeviceRecord, EndReason, EndedBy, NewEvent, NewSession, ServerRecord, SessionOutcome, SessionRow,
-        SessionStatus, Severity, Source, StoreError,
+        ChannelLease, DeviceRecord, EndReason, EndedBy, NewEvent, NewSession, ServerRecord, SessionOutcome,
+        SessionRow, SessionStatus, Severity, Source, StoreError,
     },
 };
 
 /// How long a name in `tunnel.advertise` may take to be resolved.
 const RESOLVE_PATIENCE: Duration = Duration::from_secs(2);
+/// How often the store is asked what hints should say.
+const LOOK: Duration = Duration::from_millis(500);
 /// The most addresses of a ticket.
 const MAX_ADDRESSES: usize = 16;
 
@@ -67,7 +70,7 @@ pub(super) async fn request(
     let facts =
         GrantFacts { purpose: Purpose::NewSession, server: standing, device: device.standing(context.now()) };
     let granted = grant(&index, facts, device.user, server).map_err(|denial| refusals::denied(&denial))?;
-    if !context.live.presence(server).is_some_and(|presence| presence.online) {
+    if appliance_gone(context, server).await.map_err(internal)?.is_some() {
         return Err(refusals::offline(&name));
     }
     // The rest is for what the sessions that are there may still be granted.
@@ -91,12 +94,13 @@ pub(super) async fn request(
         SessionOutcome::Conflict { conflict, .. } => return Ok(conflict_message(&conflict)),
         SessionOutcome::Requested { session, replaced } => {
             if let Some(old) = replaced {
-                context.registry.wake(old.server);
+                context.live.publish(Hint::ServerChanged(old.server));
             }
             session
         }
     };
-    context.registry.wake(server);
+    // Wherever its appliance is connected.
+    context.live.publish(Hint::ServerChanged(server));
     wait_for_appliance(context, &session, &name, &mut hints).await?;
     let ticket = ticket(context, &index, device, &granted, &session).await?;
     let payload = convert::encode_ticket(&ticket);
@@ -143,8 +147,9 @@ async fn clear_the_way(
             }
             // Half of it, so that the whole request is answered before its device stops waiting.
             let deadline = Instant::now() + context.settings.session_patience / 2;
-            while context.registry.may_hold(session.server, session.id) {
-                if !next_hint(hints, deadline).await {
+            let about = Granted { session: session.id, server: session.server };
+            while !context.store.session_released(session.id).await.map_err(internal)? {
+                if !next_hint(hints, about, deadline).await {
                     // It has ended here, so the next request is not held up by it any more.
                     context.unconfirmed(device, &conflict, session.id).await;
                     return Err(refusals::takeover_waits(&conflict.server_name, 1));
@@ -187,27 +192,37 @@ impl Context {
     }
 }
 
-/// How long a server's appliance has been gone; `None` while it is connected.
+/// How long a server's appliance has been gone; `None` while it is connected, to this replica or another.
 async fn appliance_gone(context: &Context, server: ServerId) -> Result<Option<Duration>, StoreError> {
-    let last = match context.live.presence(server) {
-        Some(presence) if presence.online => return Ok(None),
-        Some(presence) => Some(presence.last_seen),
-        None => context.store.server(server).await?.and_then(|record| record.last_heartbeat),
-    };
+    let presence = context.live.presence(server);
+    if presence.is_some_and(|presence| presence.online) {
+        return Ok(None);
+    }
+    // Of one that came to another replica just now, the store may know more.
+    let newer = |held: ChannelLease| presence.is_none_or(|presence| presence.lease < held);
+    let holder = context.store.channel_of(server).await?;
+    if holder.is_some_and(|holder| holder.replica_alive && newer(holder.lease)) {
+        return Ok(None);
+    }
+    let beat = context.store.server(server).await?.and_then(|record| record.last_heartbeat);
+    let last = presence.map(|presence| presence.last_seen).max(beat);
     let gone =
         last.map(|last| context.now().duration_since(last)).and_then(|gone| Duration::try_from(gone).ok());
-    Ok(Some(gone.unwrap_or(Duration::MAX)))
+    Ok(Some(context.certain(gone.unwrap_or(Duration::MAX))))
 }
 
-/// Waits for anything to change until the deadline.
-async fn next_hint(hints: &mut Receiver<Hint>, deadline: Instant) -> bool {
+/// Waits until something may have changed about a session or its server, or for a little while: hints are lost at times.
+/// Returns whether the deadline has not passed.
+async fn next_hint(hints: &mut Receiver<Hint>, about: Granted, deadline: Instant) -> bool {
+    let look = Instant::now() + LOOK;
     loop {
-        match timeout_at(deadline, hints.recv()).await {
-            Ok(Ok(Hint::StateApplied { .. } | Hint::SessionEnded { .. }) | Err(RecvError::Lagged(_))) => {
-                return true;
-            }
+        match timeout_at(deadline.min(look), hints.recv()).await {
+            Ok(Ok(Hint::StateApplied { server, .. })) if server == about.server => return true,
+            Ok(Ok(Hint::SessionEnded { session, .. })) if session == about.session => return true,
+            Ok(Ok(Hint::Everything) | Err(RecvError::Lagged(_))) => return true,
             Ok(Ok(_)) => {}
-            Ok(Err(RecvError::Closed)) | Err(_) => return false,
+            Ok(Err(RecvError::Closed)) => return false,
+            Err(_) => return look < deadline,
         }
     }
 }
@@ -220,10 +235,15 @@ async fn wait_for_appliance(
     hints: &mut Receiver<Hint>,
 ) -> Result<(), Refusal> {
     let deadline = Instant::now() + context.settings.session_patience;
+    let about = Granted { session: session.id, server: session.server };
     loop {
-        let in_time = next_hint(hints, deadline).await;
+        let in_time = next_hint(hints, about, deadline).await;
         match context.store.live_session(session.id).await.map_err(internal)? {
-            Some(row) if row.status == SessionStatus::Active => return Ok(()),
+            Some(row) if row.status == SessionStatus::Active => {
+                // From now on its device is told of its end.
+                context.registry.granted(session.device, about);
+                return Ok(());
+            }
             Some(_) if in_time => {}
             Some(row) => {
                 let why = "the appliance did not answer in time";

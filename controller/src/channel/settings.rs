@@ -23,6 +23,10 @@ pub struct ChannelSettings {
     pub session_idle: Duration,
     /// How often what times out is looked for.
     pub sweep: Duration,
+    /// How often it is looked for changes of which no hint came.
+    pub changes: Duration,
+    /// How long peers may take to leave for other replicas before this one stops.
+    pub leave_patience: Duration,
     /// How long a dial-back probe may take.
     pub probe_patience: Duration,
     /// How long a peer may leave a message unread.
@@ -43,6 +47,8 @@ impl Default for ChannelSettings {
             takeover_grace: Duration::from_secs(90),
             session_idle: Duration::from_secs(300),
             sweep: Duration::from_secs(10),
+            changes: Duration::from_secs(2),
+            leave_patience: Duration::from_secs(15),
             probe_patience: Duration::from_secs(3),
             send_patience: Duration::from_secs(10),
             state_bytes: horizon_wire::state::MAX_STATE_BYTES,

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use horizon_crds::{DEFAULT_NAMESPACE, IdentityDigest, KindName, Name, TimeSpan};
 
-use crate::config::{Advertised, Settings, defaults};
+use crate::{
+    config::{Advertised, Settings, defaults},
+    export::{Format, Place},
+};
 
 const EXAMPLES: &str = "\
 Getting started:
@@ -43,6 +46,10 @@ pub enum Command {
     /// Run the controller until it is stopped (SIGTERM or Ctrl-C).
     #[command(after_help = settings_help())]
     Run(Box<Settings>),
+    /// Bring the schema of the Postgres database up to date, as the user of `migration_url_file`. Repeating it does
+    /// nothing; controllers of the version before go on meanwhile.
+    #[command(after_help = settings_help())]
+    Migrate(Box<Settings>),
     /// Show settings.
     Config {
         /// What to do.
@@ -172,6 +179,20 @@ pub enum Command {
         #[command(flatten)]
         connection: Connection,
     },
+    /// Write out everything that is declared, as documents with the identities of their resources: a backup, or the way to
+    /// another kind of source. With the same database and keys, they are the same resources when they are applied again.
+    #[command(after_help = EXPORT_EXAMPLES)]
+    Export {
+        /// The language.
+        #[arg(short = 'o', long, value_enum, default_value_t)]
+        format: Format,
+        /// A directory that is empty or not there yet, for one file each; `-` for all of them to the standard output.
+        #[arg(long, value_name = "DIR|-", default_value = "-")]
+        output: Place,
+        /// Which controller.
+        #[command(flatten)]
+        connection: Connection,
+    },
     /// Let resources go whose files vanished, when so many vanished at once that the controller asks.
     ConfirmPrune {
         /// Which controller.
@@ -203,6 +224,11 @@ Examples:
   horizon-controller get servers -o wide
   horizon-controller get user ann -o yaml
   horizon-controller get events --limit 20";
+
+const EXPORT_EXAMPLES: &str = "\
+Examples:
+  horizon-controller export --output backup
+  horizon-controller export -o yaml | kubectl apply --server-side -f -";
 
 /// What `init` is told.
 #[derive(Debug, Args)]

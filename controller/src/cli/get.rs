@@ -160,8 +160,8 @@ mod tests {
     fn more_columns_when_wide_and_a_namespace_when_there_are_several() {
         assert_eq!(
             table(&[server("lab")], Output::Wide, true),
-            "NAMESPACE   NAME          PHASE    ONLINE   AVAILABLE   ADDRESS     LOCATION   VERSION   AGE\n\
-             lab         server/home   active   True     False       192.0.2.7   at home    0.1.0     2d\n"
+            "NAMESPACE   NAME          PHASE    ONLINE   AVAILABLE   ADDRESS     LOCATION   VERSION   ACCEPTED   AGE\n\
+             lab         server/home   active   True     False       192.0.2.7   at home    0.1.0     -          2d\n"
         );
     }
 }

@@ -23,7 +23,8 @@ use crate::{
     },
     app,
     config::Config,
-    init,
+    export, init,
+    store::MigrationReport,
 };
 
 /// Threads of a running controller. Its work is waiting; planning and cryptography take short turns.
@@ -69,6 +70,11 @@ pub async fn execute(cli: Cli, out: &mut dyn Write, err: &mut dyn Write) -> anyh
     match cli.command {
         Command::Init(args) => init::init(&args.directory, &args.advertise, args.with_appliance, out)?,
         Command::Run(settings) => app::run(Config::load(file, *settings)?).await?,
+        Command::Migrate(settings) => {
+            writeln!(err, "migrating the database …")?;
+            let report = app::migrate(&Config::load(file, *settings)?).await?;
+            tell_migration(&report, out, err)?;
+        }
         Command::Config { command: ConfigCommand::Print(settings) } => {
             write!(out, "{}", Config::load(file, *settings)?.to_toml())?;
         }
@@ -135,6 +141,9 @@ pub async fn execute(cli: Cli, out: &mut dyn Write, err: &mut dyn Write) -> anyh
                 )?;
             }
         }
+        Command::Export { format, output, connection } => {
+            export::export(&client(file, connection)?, format, &output, out, err).await?;
+        }
         Command::ConfirmPrune { connection } => {
             let done: Done =
                 client(file, connection)?.post("/v1/prune-confirmations", &serde_json::json!({})).await?;
@@ -145,6 +154,23 @@ pub async fn execute(cli: Cli, out: &mut dyn Write, err: &mut dyn Write) -> anyh
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn tell_migration(report: &MigrationReport, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {
+    let applied: Vec<String> = report.applied.iter().map(ToString::to_string).collect();
+    let version = report.version;
+    match applied.as_slice() {
+        [] => writeln!(out, "the schema is up to date, version {version}")?,
+        [one] => writeln!(out, "the schema is version {version} now: {one} was applied")?,
+        many => writeln!(out, "the schema is version {version} now: {} were applied", many.join(", "))?,
+    }
+    for role in &report.missing_roles {
+        writeln!(
+            err,
+            "There is no role '{role}', so nobody has its rights. To have it: CREATE ROLE {role};"
+        )?;
+    }
+    Ok(())
 }
 
 fn client(file: Option<&Path>, connection: Connection) -> anyhow::Result<Client> {

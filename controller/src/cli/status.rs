@@ -3,7 +3,10 @@
 use std::io::{self, Write};
 
 use super::{args::Output, columns, table::clean, write_indented, write_value};
-use crate::api::{client::Client, model::Status};
+use crate::api::{
+    client::Client,
+    model::{Replication, Status},
+};
 
 /// Fetches and tells.
 pub(super) async fn status(
@@ -41,16 +44,52 @@ fn tell(status: &Status, now: jiff::Timestamp, out: &mut dyn Write) -> io::Resul
         .collect();
     let counts = if counts.is_empty() { "none".into() } else { counts.join(", ") };
     writeln!(out, "Resources       {counts}, from {}", clean(&status.resources_directory))?;
+    writeln!(out, "Database        {}", clean(&status.database))?;
+    if let Some(replication) = &status.replication {
+        tell_replication(replication, status.revision, out)?;
+    }
     if !status.prune_pending.is_empty() {
-        writeln!(
-            out,
-            "\nVanished from the files, and so many at once that they stay until `confirm-prune`:"
-        )?;
+        writeln!(out, "\nNot declared any more, and so many at once that they stay until `confirm-prune`:")?;
         status.prune_pending.iter().try_for_each(|line| write_indented(out, line))?;
     }
     if !status.problems.is_empty() {
-        writeln!(out, "\nProblems in the resource files (the last good state is in force):")?;
+        writeln!(out, "\nProblems in what is declared (the last good state is in force):")?;
         status.problems.iter().try_for_each(|line| write_indented(out, line))?;
+    }
+    Ok(())
+}
+
+fn tell_replication(replication: &Replication, revision: i64, out: &mut dyn Write) -> io::Result<()> {
+    let leader = match (&replication.leader, replication.epoch) {
+        (_, Some(epoch)) => format!("leads (epoch {epoch})"),
+        (Some(leader), None) => format!("follows {leader}"),
+        (None, None) => "follows, and knows no leader".to_owned(),
+    };
+    writeln!(
+        out,
+        "Replica         {}, {}, at revision {revision}",
+        clean(&replication.replica),
+        clean(&leader)
+    )?;
+    if let Some(bus) = &replication.bus {
+        writeln!(out, "Hints           {}", clean(bus))?;
+    }
+    writeln!(out, "\nReplicas:")?;
+    for replica in &replication.replicas {
+        let state = match (replica.alive, replica.draining) {
+            (false, _) => format!("silent for {} s", replica.seen_seconds),
+            (true, true) => "about to end".to_owned(),
+            (true, false) => "lives".to_owned(),
+        };
+        let leads = replication.leader.as_ref() == Some(&replica.name) && replica.alive;
+        let line = format!(
+            "{}{}, {state}, version {}, at {}",
+            replica.name,
+            if leads { " (leader)" } else { "" },
+            replica.version,
+            replica.addresses.join(", ")
+        );
+        write_indented(out, &line)?;
     }
     Ok(())
 }
@@ -62,10 +101,10 @@ fn count(number: u64, what: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::model::ReplicaStatus;
 
-    #[test]
-    fn a_controller_is_told() {
-        let status = Status {
+    fn status() -> Status {
+        Status {
             version: "0.1.0".into(),
             started_at: "2026-01-02T00:00:00Z".parse().unwrap(),
             resources_directory: "/o/resources".into(),
@@ -79,19 +118,62 @@ mod tests {
             problems: vec!["a.toml:1: broken".into()],
             prune_pending: vec![],
             not_ready: vec![],
-        };
+            revision: 7,
+            database: "answers".into(),
+            replication: None,
+        }
+    }
+
+    fn told(status: &Status) -> String {
         let mut out = Vec::new();
-        tell(&status, "2026-01-03T00:00:00Z".parse().unwrap(), &mut out).unwrap();
+        tell(status, "2026-01-03T00:00:00Z".parse().unwrap(), &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_controller_is_told() {
         let expected = "\
 Controller 0.1.0, ready, running for 24h
 Listens on      [::]:7440, reached at 192.0.2.1:7440
 Organisation    abc
 Connected       1 appliance, 2 devices, 3 sessions
 Resources       2 Server, from /o/resources
+Database        answers
 
-Problems in the resource files (the last good state is in force):
+Problems in what is declared (the last good state is in force):
   a.toml:1: broken
 ";
-        assert_eq!(String::from_utf8(out).unwrap(), expected);
+        assert_eq!(told(&status()), expected);
+    }
+
+    #[test]
+    fn replicas_are_told() {
+        let replica = |name: &str, alive, draining| ReplicaStatus {
+            name: name.into(),
+            addresses: vec![format!("{name}.example.org:7440")],
+            version: "0.1.0".into(),
+            draining,
+            alive,
+            seen_seconds: 8,
+        };
+        let replication = Replication {
+            replica: "b".into(),
+            leader: Some("a".into()),
+            epoch: None,
+            replicas: vec![replica("a", true, false), replica("b", true, true), replica("c", false, false)],
+            bus: Some("Redis answers".into()),
+        };
+        let text = told(&Status { replication: Some(replication), problems: vec![], ..status() });
+        let expected = "\
+Database        answers
+Replica         b, follows a, at revision 7
+Hints           Redis answers
+
+Replicas:
+  a (leader), lives, version 0.1.0, at a.example.org:7440
+  b, about to end, version 0.1.0, at b.example.org:7440
+  c, silent for 8 s, version 0.1.0, at c.example.org:7440
+";
+        assert!(text.ends_with(expected), "{text}");
     }
 }

@@ -98,6 +98,9 @@ pub enum ConfigError {
         /// What it may be.
         range: &'static str,
     },
+    /// Settings that do not go together.
+    #[error("{0}")]
+    Contradiction(String),
 }
 
 impl Config {
@@ -191,7 +194,37 @@ impl Config {
                 range: "at most 16 addresses",
             });
         }
-        Ok(config)
+        match config.contradiction() {
+            Some(why) => Err(ConfigError::Contradiction(why)),
+            None => Ok(config),
+        }
+    }
+
+    /// Settings that do not go together, and what to do.
+    fn contradiction(&self) -> Option<String> {
+        let kubernetes = self.source == SourceKind::Kubernetes;
+        let name_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+        let why = if self.redis_url_file.is_some() && self.database_url_file.is_none() {
+            "redis_url_file is set without database_url_file: Redis joins several controllers, and those need Postgres; set \
+             database_url_file too, or unset redis_url_file"
+        } else if self.migration_url_file.is_some() && self.database_url_file.is_none() {
+            "migration_url_file is set without database_url_file: SQLite migrates itself; set database_url_file too, or unset \
+             migration_url_file"
+        } else if self.keys_secret.is_some() && !kubernetes && self.kubeconfig.is_none() {
+            "keys_secret is set, but nothing leads to Kubernetes: set source to \"kubernetes\" or kubeconfig, or unset \
+             keys_secret and keep the keys in the data directory"
+        } else if self.kubeconfig.is_some() && !kubernetes && self.keys_secret.is_none() {
+            "kubeconfig is set and nothing would use it: set source to \"kubernetes\", or unset kubeconfig"
+        } else if !self.kubernetes_namespaces.is_empty() && !kubernetes {
+            "kubernetes_namespaces is set, but resources are read from files: set source to \"kubernetes\", or unset \
+             kubernetes_namespaces"
+        } else if self.replica.is_empty() || self.replica.len() > 253 || !self.replica.chars().all(name_char)
+        {
+            "the setting replica is no name: write up to 253 letters, digits, '-', '.' and '_'"
+        } else {
+            return None;
+        };
+        Some(why.to_owned())
     }
 
     /// The settings that give this configuration, for `config print`. No setting is secret: keys are files of their own.
@@ -255,6 +288,36 @@ mod tests {
 
     fn settings(text: &str) -> Settings {
         toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused_with_a_sentence() {
+        let file = || Some("url".into());
+        let refused = |settings: Settings| Config::resolve(settings).unwrap_err().to_string();
+        let redis = refused(Settings { redis_url_file: file(), ..Settings::default() });
+        assert!(redis.contains("those need Postgres"), "{redis}");
+        let migration = refused(Settings { migration_url_file: file(), ..Settings::default() });
+        assert!(migration.contains("SQLite migrates itself"), "{migration}");
+        let secret: SecretName = "horizon/keys".parse().unwrap();
+        let keys = refused(Settings { keys_secret: Some(secret.clone()), ..Settings::default() });
+        assert!(keys.contains("nothing leads to Kubernetes"), "{keys}");
+        let unused = refused(Settings { kubeconfig: file(), ..Settings::default() });
+        assert!(unused.contains("nothing would use it"), "{unused}");
+        let namespaces = Some(vec!["lab".parse().unwrap()]);
+        let refusal = refused(Settings { kubernetes_namespaces: namespaces.clone(), ..Settings::default() });
+        assert!(refusal.contains("resources are read from files"), "{refusal}");
+        let name = refused(Settings { replica: Some("a b".into()), ..Settings::default() });
+        assert!(name.contains("no name"), "{name}");
+        let production = Settings {
+            source: Some(SourceKind::Kubernetes),
+            kubernetes_namespaces: namespaces,
+            keys_secret: Some(secret),
+            database_url_file: file(),
+            migration_url_file: file(),
+            redis_url_file: file(),
+            ..Settings::default()
+        };
+        assert!(Config::resolve(production).is_ok());
     }
 
     #[test]

@@ -6,9 +6,10 @@ use std::{
     time::Duration,
 };
 
-use horizon_controller_core::{Index, Plan, Recent, Scope, Stored, Wish, apply, plan, plan_put};
-use horizon_crds::{KindName, Resource, ResourceId};
+use horizon_controller_core::{Index, Plan, Recent, Stored, Wish, apply, plan, plan_put, status::Notice};
+use horizon_crds::{Resource, ResourceId};
 use jiff::Timestamp;
+use thiserror::Error;
 use tokio::time::Instant;
 
 use super::{
@@ -18,45 +19,126 @@ use super::{
 };
 use crate::{
     live::Hint,
-    store::{Actor, Change, CommitError},
+    store::{Actor, Change, CommitError, Guard, StoreError},
 };
 
 /// For how long a removal counts against the limit of later ones.
 const RECENT: Duration = Duration::from_secs(60);
+/// How often a plan is made anew because somebody else committed in between.
+const TRIES: usize = 16;
+
+/// Why a pass came to nothing.
+#[derive(Debug, Error)]
+pub(super) enum PassError {
+    /// This replica does not lead (any more).
+    #[error("this replica does not lead")]
+    NotLeading,
+    /// Somebody else committed each time.
+    #[error("other replicas change resources all the time")]
+    Busy,
+    /// The store failed.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+impl From<StoreError> for PassError {
+    fn from(error: StoreError) -> Self {
+        Self::Commit(error.into())
+    }
+}
 
 impl Task {
-    /// Brings what the directory declares about `touched` into force.
+    /// Brings what is declared about `touched` into force.
     pub(super) async fn reconcile(&mut self, mut touched: BTreeSet<ResourceId>) {
         // What could not come into force, or go, may be possible now.
         touched.extend(self.rejected.keys().cloned());
         touched.extend(self.held.iter().flat_map(|held| held.resources.iter().cloned()));
-        if let Err(error) = self.pass(&touched, &BTreeSet::new(), &Actor::File("resources".into())).await {
-            tracing::error!(%error, "changes of the resource files could not be stored; trying again");
-            self.try_again(touched);
+        let actor = self.options.source.actor();
+        match self.pass(touched.clone(), &BTreeSet::new(), &actor).await {
+            // Whoever leads next plans everything.
+            Ok(_) | Err(PassError::NotLeading) => {}
+            Err(error) => {
+                tracing::error!(%error, "changes of what is declared could not be stored; trying again");
+                self.try_again(touched);
+            }
         }
     }
 
     /// Carries out the removals that wait.
     pub(super) async fn confirm_prune(&mut self, actor: &Actor) -> Result<usize, PutError> {
         let confirmed = self.held.as_ref().map(|held| held.resources.clone()).unwrap_or_default();
-        let removed = self.pass(&confirmed, &confirmed, actor).await?;
-        Ok(removed)
+        match self.pass(confirmed.clone(), &confirmed, actor).await {
+            Ok(removed) => {
+                if removed > 0 {
+                    let message = format!("the removal of {removed} resources was confirmed");
+                    self.notice(Notice { reason: "PruneConfirmed".into(), warning: false, message });
+                }
+                Ok(removed)
+            }
+            Err(PassError::NotLeading) => Err(PutError::NoLeader(None)),
+            Err(PassError::Busy) => Err(PutError::Busy),
+            Err(PassError::Commit(error)) => Err(error.into()),
+        }
     }
 
-    /// Plans and commits; returns how many resources went.
+    /// Plans and commits, again while somebody else commits in between; returns how many resources went.
     async fn pass(
         &mut self,
-        touched: &BTreeSet<ResourceId>,
+        mut touched: BTreeSet<ResourceId>,
         confirmed: &BTreeSet<ResourceId>,
         actor: &Actor,
-    ) -> Result<usize, CommitError> {
+    ) -> Result<usize, PassError> {
         let started = Instant::now();
-        let index = self.shared.index.borrow().clone();
-        let recent = self.recent_removals(started);
-        let wish = Wish { desired: &self.desired, limit: self.limit, recent: &recent, confirmed };
-        let mut plan = plan(&index, wish, touched);
-        let next = self.commit(&index, &plan, actor).await?;
+        let mut removed = 0;
+        for _ in 0..TRIES {
+            let epoch = self.parts.leadership.leads().ok_or(PassError::NotLeading)?;
+            let index = self.shared.index();
+            let claimed = self.desired.unknown_identities(&index, &touched);
+            if !claimed.is_empty() {
+                let found = self.parts.store.identities(&claimed).await?;
+                self.desired.learn_identities(&claimed, &found);
+            }
+            let recent = self.recent_removals(started);
+            let wish = Wish { desired: &self.desired, limit: self.options.limit, recent: &recent, confirmed };
+            let mut plan = plan(&index, wish, &touched);
+            let again = std::mem::take(&mut plan.again);
+            let guard = Guard { expected: Some(self.shared.current()), leader: Some(epoch) };
+            match self.commit(&index, &plan, actor, guard).await {
+                Ok(next) => {
+                    removed += self.passed(plan, &next, &touched, confirmed, started).await;
+                    if again.is_empty() {
+                        return Ok(removed);
+                    }
+                    // Other objects have the names of what went.
+                    touched = again;
+                }
+                Err(CommitError::Behind { .. }) => touched.extend(self.catch_up().await?),
+                Err(CommitError::Fenced) => {
+                    tracing::warn!(%epoch, "another replica leads by now: this one steps down");
+                    self.parts.leadership.fenced(epoch);
+                    return Err(PassError::NotLeading);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(PassError::Busy)
+    }
 
+    fn notice(&self, notice: Notice) {
+        if let Some(sink) = &self.parts.statuses {
+            sink.notice(notice);
+        }
+    }
+
+    /// Notes what a pass led to. Returns how many resources went.
+    async fn passed(
+        &mut self,
+        mut plan: Plan,
+        next: &Arc<Index>,
+        touched: &BTreeSet<ResourceId>,
+        confirmed: &BTreeSet<ResourceId>,
+        started: Instant,
+    ) -> usize {
         let mut counts = Recent::new();
         for id in plan.removals.iter().filter(|id| !confirmed.contains(*id)) {
             *counts.entry(id.kind).or_default() += 1;
@@ -68,10 +150,15 @@ impl Task {
         if plan.held != self.held {
             if let Some(held) = &plan.held {
                 tracing::warn!(resources = held.resources.len(), "{}", held.message);
+                self.notice(Notice {
+                    reason: "PruneHeld".into(),
+                    warning: true,
+                    message: held.message.clone(),
+                });
             }
             self.held.clone_from(&plan.held);
         }
-        self.tell(&plan.scope, &next).await;
+        self.tell(&plan.scope, next).await;
         self.show();
         // What is in force as it is written shares its memory with the document.
         touched.iter().filter_map(|id| next.by_id(id)).for_each(|stored| self.desired.share(stored));
@@ -79,23 +166,35 @@ impl Task {
             self.parts.metrics.reconciles.inc();
             self.parts.metrics.reconcile_seconds.observe(started.elapsed().as_secs_f64());
         }
-        Ok(plan.removals.len())
+        plan.removals.len()
     }
 
-    /// Brings a resource into force that the interface asks for.
+    /// Brings a resource into force that the interface asks for, at whichever replica.
     pub(super) async fn put(
         &mut self,
         resource: Arc<Resource>,
         actor: &Actor,
     ) -> Result<Arc<Stored>, PutError> {
         let id = resource.id();
-        let index = self.shared.index.borrow().clone();
-        let plan = plan_put(&index, resource).map_err(PutError::Refused)?;
-        let next = self.commit(&index, &plan, actor).await?;
-        self.tell(&plan.scope, &next).await;
-        // Documents may have waited for it.
-        self.reconcile(BTreeSet::new()).await;
-        next.by_id(&id).cloned().ok_or(PutError::Stopped)
+        for _ in 0..TRIES {
+            // What it refers to may be new.
+            let changed = self.catch_up().await?;
+            let index = self.shared.index();
+            let plan = plan_put(&index, resource.clone()).map_err(PutError::Refused)?;
+            let guard = Guard { expected: Some(self.shared.current()), leader: None };
+            let next = match self.commit(&index, &plan, actor, guard).await {
+                Ok(next) => next,
+                Err(CommitError::Behind { .. }) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            self.tell(&plan.scope, &next).await;
+            if self.term.is_some() && self.listed {
+                // Documents may have waited for it.
+                self.reconcile(changed).await;
+            }
+            return next.by_id(&id).cloned().ok_or(PutError::Stopped);
+        }
+        Err(PutError::Busy)
     }
 
     /// Writes a plan to the store in one transaction and hands out the index it leads to.
@@ -104,16 +203,19 @@ impl Task {
         index: &Arc<Index>,
         plan: &Plan,
         actor: &Actor,
+        guard: Guard,
     ) -> Result<Arc<Index>, CommitError> {
         if plan.is_empty() {
             return Ok(index.clone());
         }
-        let puts = plan
-            .puts
-            .values()
-            .map(|put| Change::Put { resource: put.resource.clone(), origin: put.origin.clone() });
-        let changes: Vec<_> = puts.chain(plan.removals.iter().cloned().map(Change::Remove)).collect();
-        let committed = self.parts.store.commit_resources(&changes, actor, Timestamp::now()).await?;
+        let puts = plan.puts.values().map(|put| Change::Put {
+            resource: put.resource.clone(),
+            origin: put.origin.clone(),
+            actor: put.author.as_ref().map(|author| Actor::Kubernetes(author.to_string())),
+        });
+        let removals = plan.removals.iter().map(|id| Change::Remove { id: id.clone(), actor: None });
+        let changes: Vec<_> = puts.chain(removals).collect();
+        let committed = self.parts.store.commit_resources(&changes, actor, Timestamp::now(), guard).await?;
         let stored = committed.assigned.into_iter().filter_map(|assigned| {
             let put = plan.puts.get(&assigned.id)?;
             Some(Stored {
@@ -126,7 +228,8 @@ impl Task {
             })
         });
         let next = Arc::new(apply(index, plan, stored.collect::<Vec<_>>()));
-        self.shared.index.send_replace(next.clone());
+        self.hand_out(&next, committed.revision);
+        self.parts.live.publish(Hint::ResourcesChanged(committed.revision));
         for id in &plan.removals {
             if let Some(old) = index.by_id(id) {
                 self.statuses.forget(old.uid, id);
@@ -135,37 +238,12 @@ impl Task {
         for server in committed.servers {
             self.parts.live.publish(Hint::ServerChanged(server));
         }
-        for kind in KindName::ALL {
-            self.parts.metrics.set_resources(kind, next.all(kind).len());
-        }
         tracing::info!(put = plan.puts.len(), removed = plan.removals.len(), "resources changed");
         Ok(next)
     }
 
-    /// Tells the live layer whose state and sessions are concerned, and marks statuses.
-    async fn tell(&mut self, scope: &Scope, next: &Index) {
-        let mut servers = scope.servers.clone();
-        if !scope.users.is_empty() || !scope.devices.is_empty() {
-            let users: Vec<_> = scope.users.iter().copied().collect();
-            let devices: Vec<_> = scope.devices.iter().copied().collect();
-            match self.parts.store.servers_with_sessions(&users, &devices).await {
-                Ok(found) => servers.extend(found),
-                Err(error) => {
-                    // Nobody is missed: every server looks at its sessions again.
-                    tracing::error!(%error, "the sessions that a change concerns could not be found");
-                    servers.extend(next.all(KindName::Server).iter().map(|server| server.server_id()));
-                }
-            }
-        }
-        self.parts.metrics.servers_touched.inc_by(servers.len() as u64);
-        for server in servers {
-            self.parts.live.publish(Hint::ServerChanged(server));
-        }
-        self.statuses.mark(scope.statuses.iter().cloned());
-    }
-
     /// Shows what is wrong now.
-    fn show(&mut self) {
+    pub(super) fn show(&mut self) {
         let (report, problems) =
             Report::gather(&self.directory, &self.desired, &self.rejected, self.held.as_ref());
         for problem in new_problems(&self.shared.report().problems, &report.problems) {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use horizon_controller_core::{
-    Index, Stored,
+    Desired, Index, Stored,
     status::{BEHIND_DAMPING, Computed, Facts, Presence, Status, StatusInput, status},
 };
 use horizon_crds::{ConditionStatus, ConditionType, PersonalKeyPhase, Resource, ResourceId};
@@ -15,10 +15,10 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{EngineParts, Shared, report::ByResource};
+use super::{EngineParts, Shared, Shown, StatusWrite, report::ByResource};
 use crate::{
     live::Hint,
-    store::{Store, StoreError},
+    store::{LeaderEpoch, Store, StoreError},
 };
 
 /// How long changes are gathered before statuses are made.
@@ -27,6 +27,15 @@ const GATHER: Duration = Duration::from_millis(100);
 const BATCH: usize = 128;
 /// When to try again after the store failed.
 const RETRY: Duration = Duration::from_secs(2);
+
+/// What statuses are made of besides the resources in force.
+#[derive(Clone, Copy)]
+pub(super) struct Declared<'a> {
+    /// What is wrong, by resource.
+    pub(super) problems: &'a ByResource,
+    /// What the source declares.
+    pub(super) desired: &'a Desired,
+}
 
 /// What is known of statuses.
 #[derive(Default)]
@@ -109,7 +118,8 @@ impl Statuses {
     }
 
     /// Makes and writes what is due, a batch at most.
-    pub(super) async fn work(&mut self, parts: &EngineParts, shared: &Shared, problems: &ByResource) {
+    pub(super) async fn work(&mut self, parts: &EngineParts, shared: &Shared, declared: Declared<'_>) {
+        let Some(epoch) = parts.leadership.leads() else { return };
         let now = Timestamp::now();
         while let Some((at, _)) = self.timers.first()
             && *at <= now
@@ -122,7 +132,7 @@ impl Statuses {
         if self.work_at.is_none_or(|at| at > Instant::now()) {
             return;
         }
-        self.batch(parts, shared, problems, now).await;
+        self.batch(parts, shared, declared, epoch, now).await;
         parts.metrics.set_queue_depth("statuses", self.dirty.len());
         if self.dirty.is_empty() {
             self.work_at = None;
@@ -130,26 +140,54 @@ impl Statuses {
     }
 
     /// Makes and writes everything that is dirty, before the end.
-    pub(super) async fn flush_all(&mut self, parts: &EngineParts, shared: &Shared, problems: &ByResource) {
-        while !self.dirty.is_empty() {
+    pub(super) async fn flush_all(&mut self, parts: &EngineParts, shared: &Shared, declared: Declared<'_>) {
+        while !self.dirty.is_empty()
+            && let Some(epoch) = parts.leadership.leads()
+        {
             let before = self.dirty.len();
-            self.batch(parts, shared, problems, Timestamp::now()).await;
+            self.batch(parts, shared, declared, epoch, Timestamp::now()).await;
             if self.dirty.len() >= before {
                 return;
             }
         }
     }
 
-    async fn batch(&mut self, parts: &EngineParts, shared: &Shared, problems: &ByResource, now: Timestamp) {
-        let index = shared.index.borrow().clone();
+    async fn batch(
+        &mut self,
+        parts: &EngineParts,
+        shared: &Shared,
+        declared: Declared<'_>,
+        epoch: LeaderEpoch,
+        now: Timestamp,
+    ) {
+        let index = shared.index();
         let batch: Vec<_> = self.dirty.iter().take(BATCH).cloned().collect();
         let mut written = Vec::new();
+        let mut shown = Vec::new();
         for id in &batch {
-            let Some(stored) = index.by_id(id) else { continue };
-            match self.compute(parts, &index, stored, problems.get(id), now).await {
+            let problems = declared.problems.get(id);
+            let mut show = |what| {
+                if parts.statuses.is_some() {
+                    shown.push(StatusWrite { id: id.clone(), object: declared.desired.object(id), what });
+                }
+            };
+            let Some(stored) = index.by_id(id) else {
+                show(Shown::Rejected { problems: problems.cloned().unwrap_or_default() });
+                continue;
+            };
+            match self.compute(parts, &index, stored, problems, now).await {
                 Ok(computed) => {
                     if let Some(at) = computed.again_at {
                         self.set_timer(id.clone(), at);
+                    }
+                    let before = self.written.get(&stored.uid);
+                    if let Some(status) = computed.write.as_ref().or(before) {
+                        show(Shown::InForce {
+                            stored: stored.clone(),
+                            status: Box::new(status.clone()),
+                            before: before.cloned().map(Box::new),
+                            problems: problems.cloned().unwrap_or_default(),
+                        });
                     }
                     written.extend(computed.write.map(|status| (stored.uid, status)));
                 }
@@ -158,9 +196,18 @@ impl Statuses {
         }
         if !written.is_empty() {
             let rows: Vec<_> = written.iter().map(|(uid, status)| (*uid, status.to_json())).collect();
-            if let Err(error) = parts.store.put_statuses(&rows, now).await {
-                return self.failed(&error);
+            match parts.store.put_statuses(&rows, now, Some(epoch)).await {
+                Ok(()) => {}
+                Err(StoreError::Fenced) => {
+                    tracing::warn!(%epoch, "another replica leads by now: this one steps down");
+                    parts.leadership.fenced(epoch);
+                    return;
+                }
+                Err(error) => return self.failed(&error),
             }
+        }
+        if let Some(sink) = parts.statuses.as_ref().filter(|_| parts.leadership.leads() == Some(epoch)) {
+            sink.show(shown);
         }
         for id in &batch {
             self.dirty.remove(id);

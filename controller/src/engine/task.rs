@@ -6,22 +6,29 @@ use std::{
     time::Duration,
 };
 
-use horizon_controller_core::{Desired, PruneHeld, PruneLimit, Stored, declared_by, everything};
+use horizon_controller_core::{Desired, PruneHeld, Stored, declared_by, everything};
 use horizon_crds::{KindName, Problem, Resource, ResourceId};
 use tokio::{
     sync::{broadcast, mpsc, oneshot},
-    time::Instant,
+    time::{Instant, MissedTickBehavior, interval_at},
 };
 
-use super::{EngineParts, PutError, Shared, report::ByResource, statuses::Statuses};
+use super::{
+    EngineOptions, EngineParts, PutError, Report, Shared, Told,
+    report::ByResource,
+    statuses::{self, Statuses},
+};
 use crate::{
     live::Hint,
-    source::{Changes, Source},
-    store::Actor,
+    replica::Standing,
+    source::{Changes, Declared},
+    store::{Actor, LeaderEpoch, Revision},
 };
 
 /// When to try again what the store refused.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often to look without a hint whether somebody else committed something.
+const SWEEP: Duration = Duration::from_secs(2);
 
 /// What the interface asks for.
 pub(super) enum Command {
@@ -33,13 +40,16 @@ pub(super) enum Command {
 
 /// The engine's task.
 pub(super) struct Task {
-    pub(super) limit: PruneLimit,
+    pub(super) options: EngineOptions,
     pub(super) parts: EngineParts,
     pub(super) shared: Arc<Shared>,
     pub(super) statuses: Statuses,
-    /// What the directory declares.
+    /// Under which epoch the source is watched; `None` when this replica does not lead.
+    pub(super) term: Option<LeaderEpoch>,
+    source: Option<Declared>,
+    /// What the source declares.
     pub(super) desired: Desired,
-    /// What is wrong with the directory as such.
+    /// What is wrong with the source as such.
     pub(super) directory: Vec<Problem>,
     /// Documents that could not come into force, by resource.
     pub(super) rejected: BTreeMap<ResourceId, Vec<Problem>>,
@@ -51,17 +61,26 @@ pub(super) struct Task {
     pub(super) recent: VecDeque<(Instant, KindName, usize)>,
     /// What is still to be planned because the store refused it, and when.
     pub(super) retry: Option<(Instant, BTreeSet<ResourceId>)>,
-    /// Whether everything was planned once.
-    started: bool,
+    /// Whether everything was planned once in this term.
+    pub(super) listed: bool,
+    /// When to start the source again that could not be started, or ended.
+    restart_at: Option<Instant>,
+    /// The newest revision that is known of.
+    pub(super) hinted: Revision,
+    /// What other replicas were told in this term.
+    pub(super) told: Option<Told>,
 }
 
 impl Task {
-    pub(super) fn new(limit: PruneLimit, parts: EngineParts, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(options: EngineOptions, parts: EngineParts, shared: Arc<Shared>) -> Self {
+        let hinted = shared.current();
         Self {
-            limit,
+            options,
             parts,
             shared,
             statuses: Statuses::default(),
+            term: None,
+            source: None,
             desired: Desired::new(),
             directory: Vec::new(),
             rejected: BTreeMap::new(),
@@ -69,31 +88,98 @@ impl Task {
             problems: ByResource::new(),
             recent: VecDeque::new(),
             retry: None,
-            started: false,
+            listed: false,
+            restart_at: None,
+            hinted,
+            told: None,
         }
     }
 
     pub(super) async fn run(
         mut self,
-        source: Source,
-        mut changes: mpsc::Receiver<Changes>,
         mut commands: mpsc::Receiver<Command>,
         mut hints: broadcast::Receiver<Hint>,
     ) {
         let mut stop = self.parts.stop.clone();
+        let mut standing = self.parts.leadership.subscribe();
+        let now = standing.borrow_and_update().clone();
+        self.hand_out(&self.shared.index(), self.shared.current());
+        self.stand(&now).await;
+        let mut sweep = interval_at(Instant::now() + SWEEP, SWEEP);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let wake = self.next_wake();
             tokio::select! {
                 biased;
                 () = stop.requested() => break,
+                Ok(()) = standing.changed() => {
+                    let now = standing.borrow_and_update().clone();
+                    self.stand(&now).await;
+                }
                 Some(command) = commands.recv() => self.command(command).await,
-                Some(changes) = changes.recv() => self.changes(changes).await,
-                hint = hints.recv() => self.hint(&hint),
+                _ = sweep.tick() => {
+                    self.follow().await;
+                    self.serve_replicas().await;
+                }
+                changes = next_changes(&mut self.source) => self.changes(changes).await,
+                hint = hints.recv() => self.hint(&hint).await,
                 () = tokio::time::sleep_until(wake) => self.due().await,
             }
         }
-        drop(source);
-        self.statuses.flush_all(&self.parts, &self.shared, &self.problems).await;
+        self.source = None;
+        if self.listed {
+            let declared = statuses::Declared { problems: &self.problems, desired: &self.desired };
+            self.statuses.flush_all(&self.parts, &self.shared, declared).await;
+        }
+    }
+
+    /// Starts to lead, or ends it.
+    async fn stand(&mut self, standing: &Standing) {
+        match standing.epoch() {
+            Some(epoch) if self.term == Some(epoch) => {}
+            Some(epoch) => {
+                self.step_down();
+                self.term = Some(epoch);
+                self.follow().await;
+                self.start_source();
+            }
+            None => {
+                self.step_down();
+                if *standing != Standing::Undecided {
+                    self.parts.ready.ready();
+                }
+            }
+        }
+    }
+
+    /// Forgets what only a leader knows.
+    fn step_down(&mut self) {
+        self.term = None;
+        self.source = None;
+        self.restart_at = None;
+        self.retry = None;
+        self.listed = false;
+        self.told = None;
+        self.desired = Desired::new();
+        self.directory = Vec::new();
+        self.rejected.clear();
+        self.held = None;
+        self.problems.clear();
+        self.recent.clear();
+        self.statuses = Statuses::default();
+        self.shared.set_report(Report::default());
+        self.parts.metrics.problems.set(0);
+        self.parts.metrics.set_queue_depth("statuses", 0);
+    }
+
+    fn start_source(&mut self) {
+        match self.options.source.start() {
+            Ok(source) => (self.source, self.restart_at) = (Some(source), None),
+            Err(error) => {
+                tracing::error!(%error, "what is declared cannot be watched; trying again");
+                self.restart_at = Some(Instant::now() + RETRY);
+            }
+        }
     }
 
     async fn command(&mut self, command: Command) {
@@ -108,62 +194,100 @@ impl Task {
         }
     }
 
-    async fn changes(&mut self, changes: Changes) {
+    async fn changes(&mut self, changes: Option<Changes>) {
+        let Some(changes) = changes else {
+            tracing::error!("the watch of what is declared ended by itself; starting it again");
+            self.source = None;
+            self.restart_at = Some(Instant::now() + RETRY);
+            return;
+        };
         let paths = changes.files.iter().map(|(path, _)| path.clone()).collect();
-        let mut touched = declared_by(&self.shared.index.borrow(), &paths);
+        let mut touched = declared_by(&self.shared.index(), &paths);
         for (path, file) in changes.files {
             touched.extend(self.desired.set_file(&path, file));
         }
         let completed = changes.complete && !self.desired.is_complete();
         self.desired.set_complete(changes.complete);
         self.directory = changes.problems;
-        if completed || !self.started {
-            touched.extend(everything(&self.shared.index.borrow(), &self.desired));
+        if completed || !self.listed {
+            touched.extend(everything(&self.shared.index(), &self.desired));
+        }
+        if self.parts.statuses.is_some() {
+            // An object that means the same as before may be a later version, which its status is to say.
+            self.statuses.mark(touched.iter().cloned());
         }
         self.reconcile(touched).await;
-        if !self.started && self.retry.is_none() {
-            self.started = true;
-            self.parts.ready.ready();
-            // What was known before this start may have changed meanwhile.
-            self.statuses.mark_all(&self.shared.index.borrow());
-        }
+        self.first_pass_is_over();
     }
 
-    fn hint(&mut self, hint: &Result<Hint, broadcast::error::RecvError>) {
-        let index = self.shared.index.borrow().clone();
+    /// Everything declared was planned once: this replica serves it, and looks at every status.
+    fn first_pass_is_over(&mut self) {
+        if self.listed || self.retry.is_some() || self.parts.leadership.leads().is_none() {
+            return;
+        }
+        self.listed = true;
+        self.parts.ready.ready();
+        // What was known before this term may have changed meanwhile.
+        self.statuses.mark_all(&self.shared.index());
+    }
+
+    async fn hint(&mut self, hint: &Result<Hint, broadcast::error::RecvError>) {
+        let everything = matches!(hint, Ok(Hint::Everything) | Err(broadcast::error::RecvError::Lagged(_)));
         match hint {
-            Ok(Hint::StatusDirty(uid)) => self.statuses.mark(index.by_uid(*uid).map(|stored| stored.id())),
-            Ok(Hint::ServerChanged(server)) => {
-                self.statuses.watch_server(*server, index.by_uid(server.0).map(|stored| stored.id()));
+            Ok(Hint::ResourcesChanged(revision)) => {
+                self.hinted = self.hinted.max(*revision);
+                self.parts.metrics.index_behind.set(self.hinted.0 - self.shared.current().0);
             }
-            Ok(Hint::StateApplied { server, .. }) => {
-                self.statuses.server_applied(*server, index.by_uid(server.0).map(|stored| stored.id()));
-            }
-            Ok(_) => {}
-            Err(broadcast::error::RecvError::Lagged(_)) => self.statuses.mark_all(&index),
+            _ if everything => {}
+            // The rest is about statuses.
+            _ if self.term.is_none() => return,
+            _ => {}
+        }
+        if everything || self.hinted > self.shared.current() {
+            self.follow().await;
+        }
+        if self.term.is_none() {
+            return;
+        }
+        let index = self.shared.index();
+        let id = |uid| index.by_uid(uid).map(|stored| stored.id());
+        match hint {
+            Ok(Hint::StatusDirty(uid)) => self.statuses.mark(id(*uid)),
+            Ok(Hint::PresenceChanged { server }) => self.statuses.mark(id(server.0)),
+            Ok(Hint::ServerChanged(server)) => self.statuses.watch_server(*server, id(server.0)),
+            Ok(Hint::StateApplied { server, .. }) => self.statuses.server_applied(*server, id(server.0)),
+            _ if everything => self.statuses.mark_all(&index),
             // The live layer is kept alive by this task, so its channel does not close before.
-            Err(broadcast::error::RecvError::Closed) => {}
+            _ => {}
         }
     }
 
     fn next_wake(&self) -> Instant {
         let far = Instant::now() + Duration::from_secs(3600);
         let retry = self.retry.as_ref().map(|(at, _)| *at);
-        [retry, self.statuses.next_wake()].into_iter().flatten().fold(far, Instant::min)
+        let statuses = match (self.listed, self.parts.leadership.leads()) {
+            (false, _) => None,
+            (true, Some(_)) => self.statuses.next_wake(),
+            // The lease is over, and this task is about to hear it.
+            (true, None) => Some(Instant::now() + RETRY),
+        };
+        [retry, self.restart_at, statuses].into_iter().flatten().fold(far, Instant::min)
     }
 
     async fn due(&mut self) {
+        if self.restart_at.is_some_and(|at| at <= Instant::now()) {
+            self.start_source();
+        }
         if self.retry.as_ref().is_some_and(|(at, _)| *at <= Instant::now())
             && let Some((_, touched)) = self.retry.take()
         {
             self.reconcile(touched).await;
-            if !self.started && self.retry.is_none() {
-                self.started = true;
-                self.parts.ready.ready();
-                self.statuses.mark_all(&self.shared.index.borrow());
-            }
+            self.first_pass_is_over();
         }
-        self.statuses.work(&self.parts, &self.shared, &self.problems).await;
+        if self.listed {
+            let declared = statuses::Declared { problems: &self.problems, desired: &self.desired };
+            self.statuses.work(&self.parts, &self.shared, declared).await;
+        }
     }
 
     /// Keeps what could not be committed for another try.
@@ -171,5 +295,13 @@ impl Task {
         let mut all = self.retry.take().map(|(_, touched)| touched).unwrap_or_default();
         all.extend(touched);
         self.retry = Some((Instant::now() + RETRY, all));
+    }
+}
+
+/// What changes next; nothing while there is no source. `None` when the source ended by itself.
+async fn next_changes(source: &mut Option<Declared>) -> Option<Changes> {
+    match source {
+        Some(source) => source.changes.recv().await,
+        None => std::future::pending().await,
     }
 }

@@ -12,9 +12,10 @@ use super::{Engine, EngineOptions, EngineParts, PutError};
 use crate::{
     live::{Hint, InProcess, Live},
     metrics::{Health, Metrics},
+    replica::Leadership,
     source::SourceOptions,
     stop::{Stopper, stop},
-    store::{Actor, EnvelopeKey, Store},
+    store::{Actor, ChannelLease, EnvelopeKey, ReplicaId, Store},
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -67,11 +68,17 @@ impl Rig {
         let store = Store::open(&dir.path().join("horizon.db"), &envelope, Metrics::default()).await.unwrap();
         let (live, health) = (Arc::new(InProcess::default()), Health::default());
         let (stopper, stop) = stop();
-        let options =
-            EngineOptions { source: SourceOptions::new(resources(&dir)), limit: PruneLimit::default() };
+        let options = EngineOptions {
+            source: Arc::new(SourceOptions::new(resources(&dir))),
+            limit: PruneLimit::default(),
+            shared: false,
+        };
+        let epoch = store.take_leadership(ReplicaId::random(), "one", Timestamp::now()).await.unwrap();
         let parts = EngineParts {
             store: store.clone(),
             live: live.clone(),
+            leadership: Leadership::always(epoch),
+            statuses: None,
             metrics: Metrics::default(),
             ready: health.part("index"),
             stop,
@@ -106,9 +113,10 @@ impl Rig {
     }
 
     /// Waits until the index is as wanted.
-    async fn until(&self, what: impl FnMut(&Arc<Index>) -> bool) -> Arc<Index> {
+    async fn until(&self, mut what: impl FnMut(&Arc<Index>) -> bool) -> Arc<Index> {
         let mut seen = self.engine.subscribe();
-        tokio::time::timeout(PATIENCE, seen.wait_for(what)).await.expect("the index changes").unwrap().clone()
+        let found = seen.wait_for(|in_force| what(&in_force.index));
+        tokio::time::timeout(PATIENCE, found).await.expect("the index changes").unwrap().index.clone()
     }
 
     async fn has(&self, kind: KindName, name: &str) {
@@ -332,7 +340,7 @@ async fn statuses_follow_the_live_layer() {
     let rig = Rig::start(&basics()).await.ready().await;
     let server = ServerId(rig.uid(KindName::Server, "berlin"));
     rig.until_condition(KindName::Server, "berlin", ConditionType::Online, ConditionStatus::False).await;
-    rig.live.server_online(server, Incarnation(Uuid::from_u128(1)), Timestamp::now());
+    rig.live.server_online(server, Incarnation(Uuid::from_u128(1)), ChannelLease(1), Timestamp::now());
     rig.live.publish(Hint::StatusDirty(server.0));
     rig.until_condition(KindName::Server, "berlin", ConditionType::Online, ConditionStatus::True).await;
     rig.stop().await;

@@ -12,14 +12,13 @@ use horizon_model::{PublicKey, Secret};
 use horizon_wire::key::SigningKey;
 use zeroize::Zeroizing;
 
-use super::KeysError;
+use super::{KeyFiles, KeysError, SUFFIX};
 
 const OWNER_ONLY: u32 = 0o600;
 const OWNER_ONLY_DIRECTORY: u32 = 0o700;
 const OTHERS: u32 = 0o077;
 /// The largest file with one key.
 const MAX_KEY_BYTES: usize = 256;
-const SUFFIX: &str = "key";
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> KeysError + '_ {
     |source| KeysError::File { path: path.to_owned(), source }
@@ -49,11 +48,14 @@ pub(super) fn write(path: &Path, content: &[u8]) -> Result<(), KeysError> {
     written().map_err(failed(path))
 }
 
-/// Writes a key as a line of text.
-pub(super) fn write_key(directory: &Path, name: &str, key: &Secret) -> Result<(), KeysError> {
-    let mut text = Zeroizing::new(BASE32_NOPAD.encode(key.expose()).to_ascii_lowercase());
-    text.push('\n');
-    write(&directory.join(format!("{name}.{SUFFIX}")), text.as_bytes())
+/// A key as a line of text.
+pub(super) fn encode(key: &Secret) -> Zeroizing<Vec<u8>> {
+    let mut text = Zeroizing::new(BASE32_NOPAD.encode(key.expose()));
+    text.make_ascii_lowercase();
+    let mut line = Zeroizing::new(Vec::with_capacity(text.len() + 1));
+    line.extend_from_slice(text.as_bytes());
+    line.push(b'\n');
+    line
 }
 
 /// Reads a file that only its owner may read.
@@ -70,31 +72,42 @@ pub(super) fn read(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, Keys
     Ok(bytes)
 }
 
-/// Reads a key.
-pub(super) fn read_key(path: &Path) -> Result<Secret, KeysError> {
-    let bytes = read(path, MAX_KEY_BYTES)?;
+/// Reads every file with a key in a directory.
+pub(super) fn read_keys(directory: &Path) -> Result<KeyFiles, KeysError> {
+    let mut found = KeyFiles::new();
+    for entry in fs::read_dir(directory).map_err(failed(directory))? {
+        let path = entry.map_err(failed(directory))?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        if let Some(name) = name.filter(|name| name.strip_suffix(SUFFIX).is_some_and(|n| n.ends_with('.'))) {
+            found.insert(name.to_owned(), read(&path, MAX_KEY_BYTES)?);
+        }
+    }
+    Ok(found)
+}
+
+/// The key in a file.
+pub(super) fn decode(found: &KeyFiles, place: &Path, name: &str) -> Result<Secret, KeysError> {
+    let path = place.join(name);
+    let bytes = found.get(name).ok_or_else(|| failed(&path)(io::ErrorKind::NotFound.into()))?;
     let text = Zeroizing::new(bytes.trim_ascii().to_ascii_uppercase());
     let decoded = BASE32_NOPAD.decode(&text).ok().map(Zeroizing::new);
-    decoded.and_then(|key| Secret::from_slice(&key)).ok_or_else(|| KeysError::Damaged(path.to_owned()))
+    decoded.and_then(|key| Secret::from_slice(&key)).ok_or(KeysError::Damaged(path))
 }
 
 /// The first of the files `name-*.key`, the highest number first, whose public key is wanted.
 pub(super) fn find_key(
-    directory: &Path,
+    found: &KeyFiles,
+    place: &Path,
     name: &str,
     wanted: &dyn Fn(&PublicKey) -> bool,
 ) -> Result<Option<SigningKey>, KeysError> {
-    let mut versions: Vec<u64> = Vec::new();
-    for entry in fs::read_dir(directory).map_err(failed(directory))? {
-        let file = entry.map_err(failed(directory))?.file_name();
-        let number: Option<u64> = file
-            .to_str()
-            .and_then(|f| f.strip_prefix(name)?.strip_prefix('-')?.strip_suffix(".key")?.parse().ok());
-        versions.extend(number);
-    }
+    let number = |file: &String| -> Option<u64> {
+        file.strip_prefix(name)?.strip_prefix('-')?.strip_suffix(SUFFIX)?.strip_suffix('.')?.parse().ok()
+    };
+    let mut versions: Vec<u64> = found.keys().filter_map(number).collect();
     versions.sort_unstable_by(|a, b| b.cmp(a));
     for version in versions {
-        let key = SigningKey::from_seed(read_key(&directory.join(format!("{name}-{version}.{SUFFIX}")))?);
+        let key = SigningKey::from_seed(decode(found, place, &format!("{name}-{version}.{SUFFIX}"))?);
         if wanted(&key.public()) {
             return Ok(Some(key));
         }

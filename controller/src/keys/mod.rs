@@ -1,4 +1,5 @@
-//! The organisation's keys: a directory of files that only the controller's user may read.
+//! The organisation's keys: a directory of files that only the controller's user may read, or the same files in a Kubernetes
+//! Secret.
 //!
 //! `envelope.key` opens what is sealed in the database. `root-N.key`, `tls-N.key`, `state-N.key` and `ticket-N.key` are
 //! Ed25519 seeds, N being the version of the KeySet that brought them in. `keysets.bin` is the chain of signed KeySets, each
@@ -7,6 +8,7 @@
 mod files;
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
 };
@@ -20,6 +22,7 @@ use horizon_wire::{
 };
 use jiff::{SignedDuration, Timestamp};
 use thiserror::Error;
+use zeroize::Zeroizing;
 
 use crate::store::EnvelopeKey;
 
@@ -31,6 +34,7 @@ const LENIENCE: SignedDuration = SignedDuration::from_hours(24);
 const MAX_CHAIN_BYTES: usize = 4 * 1024 * 1024;
 
 const CHAIN: &str = "keysets.bin";
+const SUFFIX: &str = "key";
 const ENVELOPE: &str = "envelope";
 const ROOT: &str = "root";
 const USES: [(KeyUse, &str); 3] =
@@ -93,7 +97,31 @@ pub struct Keys {
     pub chain: Vec<SignedKeySet>,
 }
 
+/// The files that hold an organisation's keys, by name: those of a directory, or of a Kubernetes Secret.
+pub type KeyFiles = BTreeMap<String, Zeroizing<Vec<u8>>>;
+
 impl Keys {
+    /// The keys of a new organisation, as files that are nowhere yet.
+    pub fn fresh(now: Timestamp) -> KeyFiles {
+        let mut made = KeyFiles::new();
+        let mut add = |name: &str, key: &Secret| made.insert(format!("{name}.{SUFFIX}"), files::encode(key));
+        add(ENVELOPE, &fresh());
+        let root = SigningKey::from_seed(fresh());
+        add(&numbered(ROOT, 1), root.seed());
+        let mut keys = Vec::new();
+        for (usage, name) in USES {
+            let key = SigningKey::from_seed(fresh());
+            add(&numbered(name, 1), key.seed());
+            let not_before = (now - LENIENCE).as_millisecond();
+            let not_after = (now + VALIDITY).as_millisecond();
+            keys.push(KeySetKey { usage, key: key.public(), not_before, not_after });
+        }
+        let keyset = KeySet { version: 1, root: root.public(), keys, issued: now.as_millisecond() };
+        let signed = keyset.sign(&root, None);
+        made.insert(CHAIN.to_owned(), Zeroizing::new(frame::encode(&signed).to_vec()));
+        made
+    }
+
     /// Makes the keys of a new organisation in `directory`, which is made if it is not there. Existing keys are never
     /// overwritten; an attempt that broke off is taken up again.
     pub fn create(directory: &Path, now: Timestamp) -> Result<Self, KeysError> {
@@ -101,33 +129,33 @@ impl Keys {
         if directory.join(CHAIN).exists() {
             return Err(KeysError::Exists(directory.to_owned()));
         }
+        let made = Self::fresh(now);
         // The chain is written last: without it there is no organisation yet, and nothing has seen the other keys.
-        files::write_key(directory, ENVELOPE, &fresh())?;
-        let root = SigningKey::from_seed(fresh());
-        files::write_key(directory, &numbered(ROOT, 1), root.seed())?;
-        let mut keys = Vec::new();
-        for (usage, name) in USES {
-            let made = SigningKey::from_seed(fresh());
-            files::write_key(directory, &numbered(name, 1), made.seed())?;
-            let not_before = (now - LENIENCE).as_millisecond();
-            let not_after = (now + VALIDITY).as_millisecond();
-            keys.push(KeySetKey { usage, key: made.public(), not_before, not_after });
+        let (chain, keys): (Vec<_>, Vec<_>) = made.iter().partition(|(name, _)| name.as_str() == CHAIN);
+        for (name, content) in keys.into_iter().chain(chain) {
+            files::write(&directory.join(name), content)?;
         }
-        let keyset = KeySet { version: 1, root: root.public(), keys, issued: now.as_millisecond() };
-        let signed = keyset.sign(&root, None);
-        files::write(&directory.join(CHAIN), &frame::encode(&signed))?;
         Self::open(directory, now)
     }
 
     /// Loads the keys of `directory` and checks that they belong together.
     pub fn open(directory: &Path, now: Timestamp) -> Result<Self, KeysError> {
-        let path = directory.join(CHAIN);
-        if !path.exists() {
+        let chain = directory.join(CHAIN);
+        if !chain.exists() {
             return Err(KeysError::Missing(directory.to_owned()));
         }
-        let bytes = files::read(&path, MAX_CHAIN_BYTES)?;
+        let mut found = files::read_keys(directory)?;
+        found.insert(CHAIN.to_owned(), files::read(&chain, MAX_CHAIN_BYTES)?);
+        Self::read(&found, directory, now)
+    }
+
+    /// Reads keys from their files and checks that they belong together. `place` is where the files are, for what is said
+    /// about them.
+    pub fn read(found: &KeyFiles, place: &Path, now: Timestamp) -> Result<Self, KeysError> {
+        let path = place.join(CHAIN);
+        let bytes = found.get(CHAIN).ok_or_else(|| KeysError::Missing(place.to_owned()))?;
         let mut decoder = frame::Decoder::new(MAX_CHAIN_BYTES);
-        decoder.push(&bytes);
+        decoder.push(bytes);
         let mut chain: Vec<SignedKeySet> = Vec::new();
         let mut length = 0;
         while let Some(next) = decoder.poll().map_err(|_| KeysError::Damaged(path.clone()))? {
@@ -141,15 +169,15 @@ impl Keys {
         let anchor = Anchor::Root(key::root_id(&keyset::read(first)?.root));
         let keyset = keyset::walk(&anchor, &chain)?;
         let find = |name: &'static str, wanted: &dyn Fn(&PublicKey) -> bool| {
-            files::find_key(directory, name, wanted)?.ok_or(KeysError::NoKey {
-                path: directory.to_owned(),
+            files::find_key(found, place, name, wanted)?.ok_or(KeysError::NoKey {
+                path: place.to_owned(),
                 use_name: name,
                 version: keyset.version,
             })
         };
         let of = |usage: KeyUse, name| find(name, &|key| keyset.allows(usage, key, now.as_millisecond()));
         Ok(Self {
-            envelope: EnvelopeKey(files::read_key(&directory.join(format!("{ENVELOPE}.key")))?),
+            envelope: EnvelopeKey(files::decode(found, place, &format!("{ENVELOPE}.{SUFFIX}"))?),
             root: find(ROOT, &|key| *key == keyset.root)?,
             tls: of(KeyUse::Tls, "tls")?,
             state: of(KeyUse::State, "state")?,
@@ -176,7 +204,7 @@ fn numbered(name: &str, version: u64) -> String {
 }
 
 fn fresh() -> Secret {
-    let mut seed = zeroize::Zeroizing::new([0; 32]);
+    let mut seed = Zeroizing::new([0; 32]);
     aws_lc_rs::rand::fill(&mut *seed).expect("the operating system gives random bytes");
     Secret::new(*seed)
 }
@@ -204,6 +232,22 @@ mod tests {
             let entry = entry.unwrap();
             assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", entry.path());
         }
+    }
+
+    #[test]
+    fn keys_need_no_directory() {
+        let now = Timestamp::now();
+        let made = Keys::fresh(now);
+        let keys = Keys::read(&made, Path::new("horizon/keys"), now).unwrap();
+        assert!(keys.keyset.allows(KeyUse::Tls, &keys.tls.public(), now.as_millisecond()));
+        let without = |name: &str| {
+            let mut files = made.clone();
+            files.remove(name);
+            Keys::read(&files, Path::new("horizon/keys"), now).unwrap_err().to_string()
+        };
+        assert!(without(CHAIN).contains("horizon/keys holds no keys"));
+        assert!(without("root-1.key").contains("no file root-*.key in horizon/keys"));
+        assert!(without("envelope.key").contains("horizon/keys/envelope.key"));
     }
 
     #[test]

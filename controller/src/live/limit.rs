@@ -22,6 +22,12 @@ impl Limit {
         Self::new(count, Duration::from_secs(60))
     }
 
+    /// How long one takes to grow back, and the window, in microseconds.
+    pub(crate) fn microseconds(self) -> (u64, u64) {
+        let window = u64::try_from(self.window.as_micros()).unwrap_or(u64::MAX / 4);
+        ((window / u64::from(self.count)).max(1), window)
+    }
+
     /// The counter after one more at `now`: the time until which the right is used up. `None` when it is beyond the limit.
     pub(crate) fn count(self, used_until: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
         let now = now.as_microsecond();

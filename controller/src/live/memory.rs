@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use tokio::sync::broadcast;
 
 use super::{Counted, HINT_QUEUE, Hint, Limit, Live, Lockout, Presence, party};
+use crate::store::ChannelLease;
 
 /// How many counters are kept; beyond it those that are used up no more are forgotten, then the rest.
 const MAX_COUNTERS: usize = 100_000;
@@ -50,10 +51,58 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl InProcess {
+    /// The servers that are or were connected here.
+    pub(super) fn servers(&self) -> Vec<(ServerId, Presence)> {
+        lock(&self.servers).iter().map(|(server, presence)| (*server, *presence)).collect()
+    }
+
+    /// The devices that are connected here.
+    pub(super) fn devices(&self) -> Vec<DeviceId> {
+        lock(&self.devices).keys().copied().collect()
+    }
+
+    /// Others counted too: the right to more is used up at least until then.
+    pub(super) fn use_up(&self, what: &Counted, until: Timestamp) {
+        if let Some(known) = lock(&self.counters[usize::from(matches!(what, Counted::FirstPacket(_)))])
+            .get_mut(&what.clone().per_party())
+        {
+            *known = until.max(*known);
+        }
+    }
+
+    /// Another replica locked an address out for so long.
+    pub(super) fn lock_out(&self, from: IpAddr, left: Duration, now: Timestamp) {
+        let mut failures = lock(&self.failures);
+        make_room(&mut failures, now);
+        let entry = failures.entry(party(from)).or_insert(Failures::none(now));
+        let until = later(now, left);
+        entry.locked_until = Some(entry.locked_until.map_or(until, |known| known.max(until)));
+    }
+}
+
+impl Failures {
+    fn none(now: Timestamp) -> Self {
+        Self { count: 0, window_ends: now, locked_until: None }
+    }
+}
+
+/// Forgets those that are over when there are too many, then all.
+fn make_room(failures: &mut HashMap<IpAddr, Failures>, now: Timestamp) {
+    if failures.len() >= MAX_COUNTERS {
+        failures.retain(|_, f| f.locked_until.is_some_and(|until| until > now) || f.window_ends > now);
+        if failures.len() >= MAX_COUNTERS {
+            failures.clear();
+        }
+    }
+}
+
 impl Live for InProcess {
-    fn server_online(&self, server: ServerId, incarnation: Incarnation, now: Timestamp) {
-        lock(&self.servers)
-            .insert(server, Presence { online: true, since: now, last_seen: now, incarnation });
+    fn server_online(&self, server: ServerId, incarnation: Incarnation, lease: ChannelLease, now: Timestamp) {
+        let mut servers = lock(&self.servers);
+        if servers.get(&server).is_none_or(|known| known.lease <= lease) {
+            servers.insert(server, Presence { online: true, since: now, last_seen: now, incarnation, lease });
+        }
     }
 
     fn server_seen(&self, server: ServerId, now: Timestamp) {
@@ -62,9 +111,9 @@ impl Live for InProcess {
         }
     }
 
-    fn server_offline(&self, server: ServerId, incarnation: Incarnation, now: Timestamp) {
+    fn server_offline(&self, server: ServerId, lease: ChannelLease, now: Timestamp) {
         if let Some(presence) = lock(&self.servers).get_mut(&server)
-            && presence.incarnation == incarnation
+            && presence.lease <= lease
             && presence.online
         {
             presence.online = false;
@@ -122,17 +171,8 @@ impl Live for InProcess {
 
     fn note_failure(&self, from: IpAddr, lockout: Lockout, now: Timestamp) -> bool {
         let mut failures = lock(&self.failures);
-        if failures.len() >= MAX_COUNTERS {
-            failures.retain(|_, f| f.locked_until.is_some_and(|until| until > now) || f.window_ends > now);
-            if failures.len() >= MAX_COUNTERS {
-                failures.clear();
-            }
-        }
-        let entry = failures.entry(party(from)).or_insert(Failures {
-            count: 0,
-            window_ends: now,
-            locked_until: None,
-        });
+        make_room(&mut failures, now);
+        let entry = failures.entry(party(from)).or_insert(Failures::none(now));
         if entry.window_ends <= now {
             entry.count = 0;
             entry.window_ends = later(now, lockout.window);
@@ -170,14 +210,17 @@ mod tests {
     }
 
     #[test]
-    fn only_the_incarnation_that_is_online_goes_offline() {
+    fn a_newer_lease_stays_online() {
         let live = InProcess::default();
         let server = ServerId(Uuid::from_u128(1));
-        let (first, second) = (Incarnation(Uuid::from_u128(1)), Incarnation(Uuid::from_u128(2)));
+        let incarnation = Incarnation(Uuid::from_u128(1));
+        let (first, second) = (ChannelLease(1), ChannelLease(2));
         assert_eq!(live.presence(server), None);
-        live.server_online(server, first, at(1));
-        live.server_online(server, second, at(2));
+        live.server_online(server, incarnation, first, at(1));
+        live.server_online(server, incarnation, second, at(2));
         live.server_offline(server, first, at(3));
+        live.server_online(server, incarnation, first, at(3));
+        assert_eq!(live.presence(server).unwrap().lease, second);
         assert!(live.presence(server).unwrap().online);
         live.server_seen(server, at(4));
         live.server_offline(server, second, at(5));

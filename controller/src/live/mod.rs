@@ -1,46 +1,30 @@
 //! The live layer: what changes by the second and is lost without harm. Who is online, hints that something changed, and
 //! counters that limit rates. Hints carry no content and may be lost: whoever gets one looks at the store.
 
+mod hint;
 mod limit;
 mod memory;
+mod metrics;
+pub mod shared;
+#[cfg(test)]
+pub(crate) mod testing;
 
+pub use hint::Hint;
 pub use limit::Limit;
 pub use memory::InProcess;
+pub use metrics::LiveMetrics;
+pub use shared::Cache;
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
-use horizon_model::{DeviceId, Incarnation, ServerId, SessionId};
+use horizon_model::{DeviceId, Incarnation, ServerId};
 use jiff::Timestamp;
 use tokio::sync::broadcast;
-use uuid::Uuid;
+
+use crate::store::ChannelLease;
 
 /// How many hints wait for a slow listener before the oldest are dropped; it then looks at everything.
 pub const HINT_QUEUE: usize = 4096;
-
-/// Something changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Hint {
-    /// What is asked of a server may have changed: its resources, policies, or sessions.
-    ServerChanged(ServerId),
-    /// What is known about a resource changed, so its status may have.
-    StatusDirty(Uuid),
-    /// A session ended.
-    SessionEnded {
-        /// Which.
-        session: SessionId,
-        /// Its device, which is told.
-        device: DeviceId,
-        /// Why.
-        reason: Arc<str>,
-    },
-    /// A server's appliance reported a state.
-    StateApplied {
-        /// Which server.
-        server: ServerId,
-        /// The generation it applied.
-        generation: u64,
-    },
-}
 
 /// Whether a server's appliance is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +37,8 @@ pub struct Presence {
     pub last_seen: Timestamp,
     /// The start of the appliance's process.
     pub incarnation: Incarnation,
+    /// The lease of its channel: a newer one always holds against an older one.
+    pub lease: ChannelLease,
 }
 
 impl From<Presence> for horizon_controller_core::status::Presence {
@@ -75,6 +61,13 @@ pub enum Counted {
 }
 
 impl Counted {
+    /// The address.
+    fn address(&self) -> IpAddr {
+        match self {
+            Self::FirstPacket(a) | Self::Handshake(a) | Self::Registration(a) | Self::Enrolment(a) => *a,
+        }
+    }
+
     /// The same, with the address reduced to what one party holds: an IPv4 address, or the /64 of an IPv6 one.
     #[must_use]
     fn per_party(self) -> Self {
@@ -109,14 +102,25 @@ pub struct Lockout {
     pub duration: Duration,
 }
 
+/// How replicas hear of each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BusHealth {
+    /// By what: `redis` or `database`.
+    pub by: &'static str,
+    /// Whether hints arrive. What is lost is found by sweeps, later.
+    pub up: bool,
+    /// The same in words, for `status`.
+    pub text: String,
+}
+
 /// The live layer. Nothing here waits: an implementation that shares its state with other controllers does so behind.
 pub trait Live: Send + Sync + 'static {
-    /// A server's channel is up.
-    fn server_online(&self, server: ServerId, incarnation: Incarnation, now: Timestamp);
+    /// A server's channel is up. Ignored when a newer lease is known.
+    fn server_online(&self, server: ServerId, incarnation: Incarnation, lease: ChannelLease, now: Timestamp);
     /// Something came from a server.
     fn server_seen(&self, server: ServerId, now: Timestamp);
-    /// The channel of an incarnation is down. A newer incarnation stays online.
-    fn server_offline(&self, server: ServerId, incarnation: Incarnation, now: Timestamp);
+    /// The channel that held a lease is down. One with a newer lease stays online.
+    fn server_offline(&self, server: ServerId, lease: ChannelLease, now: Timestamp);
     /// Whether a server is there; `None` when it was not since the controller started.
     fn presence(&self, server: ServerId) -> Option<Presence>;
     /// How many servers are online.
@@ -125,8 +129,20 @@ pub trait Live: Send + Sync + 'static {
     fn device_online(&self, device: DeviceId, online: bool);
     /// Whether a device has a channel.
     fn is_device_online(&self, device: DeviceId) -> bool;
-    /// Tells every listener.
+    /// Tells every listener, also those of other replicas.
     fn publish(&self, hint: Hint);
+    /// Tells the listeners of this process alone.
+    fn publish_here(&self, hint: Hint) {
+        self.publish(hint);
+    }
+    /// A cache of what is shown to people. Without replicas it keeps nothing.
+    fn cache(&self) -> Cache {
+        Cache::default()
+    }
+    /// How replicas hear of each other; `None` where there is nobody else to hear of.
+    fn bus_health(&self) -> Option<BusHealth> {
+        None
+    }
     /// Listens from now on.
     fn subscribe(&self) -> broadcast::Receiver<Hint>;
     /// Counts one, and says whether it is within the limit.

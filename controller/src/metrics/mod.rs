@@ -14,6 +14,8 @@ use prometheus_client::{
 
 pub use server::{Health, Probe, Ready, serve};
 
+use crate::{kubernetes::KubernetesMetrics, live::LiveMetrics};
+
 /// A label with the kind of a resource.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct KindLabel {
@@ -70,12 +72,36 @@ pub struct Metrics {
     pub refusals: Family<NameLabel, Counter>,
     /// How long the store took, by operation, in seconds, waiting for its turn included.
     pub store_seconds: Family<NameLabel, Histogram, fn() -> Histogram>,
+    /// Operations of the store that were done again, by operation.
+    pub store_retries: Family<NameLabel, Counter>,
+    /// Connections to the database now, by what they do (`busy`, `idle`).
+    pub store_connections: Family<NameLabel, Gauge>,
+    /// How long operations waited for a connection, in seconds.
+    pub store_wait_seconds: Histogram,
     /// How many items wait now, by queue.
     pub queue_depth: Family<NameLabel, Gauge>,
     /// Requests to the API, by outcome (`ok`, `refused`, `failed`).
     pub api_requests: Family<NameLabel, Counter>,
     /// How long the API took to answer, in seconds.
     pub api_seconds: Histogram,
+    /// 1 while this replica leads, 0 otherwise.
+    pub leader: Gauge,
+    /// The epoch under which this replica leads or led last.
+    pub leader_epoch: Gauge,
+    /// How often this replica became the leader.
+    pub leader_changes: Counter,
+    /// Replicas that live, this one included.
+    pub replicas: Gauge,
+    /// The version of the resources that this replica serves.
+    pub index_revision: Gauge,
+    /// How many versions of the resources this replica knows of and does not serve yet.
+    pub index_behind: Gauge,
+    /// 1 while the database answers, 0 otherwise.
+    pub database_up: Gauge,
+    /// Those of the live layer.
+    pub live: LiveMetrics,
+    /// Those about the API server of Kubernetes.
+    pub kubernetes: KubernetesMetrics,
 }
 
 /// From 100 µs to 13 s, each bucket double the last.
@@ -105,9 +131,21 @@ impl Default for Metrics {
             security_events: Family::default(),
             refusals: Family::default(),
             store_seconds: Family::new_with_constructor(seconds as fn() -> Histogram),
+            store_retries: Family::default(),
+            store_connections: Family::default(),
+            store_wait_seconds: seconds(),
             queue_depth: Family::default(),
             api_requests: Family::default(),
             api_seconds: seconds(),
+            leader: Gauge::default(),
+            leader_epoch: Gauge::default(),
+            leader_changes: Counter::default(),
+            replicas: Gauge::default(),
+            index_revision: Gauge::default(),
+            index_behind: Gauge::default(),
+            database_up: Gauge::default(),
+            live: LiveMetrics::default(),
+            kubernetes: KubernetesMetrics::default(),
         }
     }
 }
@@ -142,6 +180,19 @@ impl Metrics {
     /// Counts a security event.
     pub fn security_event(&self, name: &'static str) {
         self.security_events.get_or_create(&NameLabel { name }).inc();
+    }
+
+    /// Counts an operation of the store that is done again.
+    pub fn store_retry(&self, name: &'static str) {
+        self.store_retries.get_or_create(&NameLabel { name }).inc();
+    }
+
+    /// Says how many connections to the database are open and idle, and how long one was waited for.
+    pub fn store_connection(&self, open: usize, idle: usize, waited: Duration) {
+        let set = |name, count| self.store_connections.get_or_create(&NameLabel { name }).set(gauge(count));
+        set("busy", open.saturating_sub(idle));
+        set("idle", idle);
+        self.store_wait_seconds.observe(waited.as_secs_f64());
     }
 
     /// Counts an operation of the store.
@@ -180,9 +231,25 @@ impl Metrics {
         r.register("security_events", "Security events recorded", self.security_events.clone());
         r.register("refusals", "Refusals sent to peers", self.refusals.clone());
         r.register("store_seconds", "Duration of store operations", self.store_seconds.clone());
+        r.register("store_retries", "Store operations done again", self.store_retries.clone());
+        r.register("store_connections", "Connections to the database now", self.store_connections.clone());
+        r.register(
+            "store_wait_seconds",
+            "Time that operations waited for a connection",
+            self.store_wait_seconds.clone(),
+        );
         r.register("queue_depth", "Items waiting in a queue now", self.queue_depth.clone());
         r.register("api_requests", "Requests to the API", self.api_requests.clone());
         r.register("api_seconds", "Duration of API requests", self.api_seconds.clone());
+        r.register("leader", "1 while this replica leads", self.leader.clone());
+        r.register("leader_epoch", "Epoch under which this replica leads or led", self.leader_epoch.clone());
+        r.register("leader_changes", "How often this replica became leader", self.leader_changes.clone());
+        r.register("replicas", "Replicas that live", self.replicas.clone());
+        r.register("index_revision", "Version of the resources served", self.index_revision.clone());
+        r.register("index_behind", "Versions known of and not served yet", self.index_behind.clone());
+        r.register("database_up", "1 while the database answers", self.database_up.clone());
+        self.live.register(r);
+        self.kubernetes.register(r);
         Arc::new(registry)
     }
 }

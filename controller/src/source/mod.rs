@@ -3,6 +3,7 @@
 //! A file that cannot be read keeps what it held in force; a listing that is not complete removes nothing. Changes are
 //! noticed through the system's file notifications, and by a full look every so often should one be lost.
 
+mod declare;
 mod directory;
 mod ignore;
 mod listing;
@@ -12,6 +13,7 @@ mod scan;
 mod tests;
 mod watch;
 
+pub use declare::{Declare, Declared};
 pub use directory::{Changes, Directory};
 pub use listing::{Listing, read_directory, read_file};
 pub use scan::{MAX_DEPTH, MAX_ENTRIES, MAX_FILES};

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::{
     StoreError,
-    dialect::Connection,
+    dialect::{Connection, query},
     row::{Columns as _, millis},
 };
 
@@ -36,7 +36,9 @@ pub(super) async fn lease(
     now: Timestamp,
 ) -> Result<Option<Vec<IpAddr>>, StoreError> {
     let scope = scope(server, network.id);
-    let rows = sqlx::query("SELECT address, device_id FROM address_leases WHERE scope = $1")
+    // Addresses that are free now are given to nobody else meanwhile.
+    db.serialise(&scope).await?;
+    let rows = query("SELECT address, device_id FROM address_leases WHERE scope = $1")
         .bind(&scope)
         .fetch_all(&mut *db)
         .await?;
@@ -63,7 +65,7 @@ pub(super) async fn lease(
             },
         };
         taken.insert(address);
-        sqlx::query(
+        query(
             "INSERT INTO address_leases (scope, address, device_id, last_used) VALUES ($1, $2, $3, $4) \
              ON CONFLICT (scope, address) DO UPDATE SET device_id = excluded.device_id, last_used = excluded.last_used",
         )
@@ -83,7 +85,7 @@ async fn longest_unused(
     scope: &str,
     range: IpNet,
 ) -> Result<Option<IpAddr>, StoreError> {
-    let rows = sqlx::query(
+    let rows = query(
         "SELECT address FROM address_leases WHERE scope = $1 AND NOT EXISTS (SELECT 1 FROM connections c \
          WHERE c.device_id = address_leases.device_id AND c.status IN ('requested', 'active')) ORDER BY last_used, address",
     )

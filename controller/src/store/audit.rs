@@ -3,11 +3,10 @@
 use horizon_model::{DeviceId, ServerId};
 use jiff::Timestamp;
 use serde::Serialize;
-use sqlx::QueryBuilder;
 
 use super::{
     Store, StoreError,
-    dialect::{Connection, Engine, MAX_BINDS, Row},
+    dialect::{Builder, Connection, MAX_BINDS, Row, query},
     row::{Columns as _, millis},
 };
 
@@ -18,6 +17,8 @@ pub enum Actor {
     Admin(String),
     /// Whoever writes the files of the desired state; the text names the file or the directory.
     File(String),
+    /// A user of Kubernetes, who changed an object there.
+    Kubernetes(String),
     /// An appliance.
     Appliance(ServerId),
     /// A device.
@@ -31,6 +32,7 @@ impl Actor {
         match self {
             Self::Admin(_) => "admin",
             Self::File(_) => "file",
+            Self::Kubernetes(_) => "kubernetes",
             Self::Appliance(_) => "appliance",
             Self::Device(_) => "device",
             Self::System(_) => "system",
@@ -39,7 +41,7 @@ impl Actor {
 
     fn name(&self) -> String {
         match self {
-            Self::Admin(name) | Self::File(name) => name.clone(),
+            Self::Admin(name) | Self::File(name) | Self::Kubernetes(name) => name.clone(),
             Self::Appliance(id) => id.to_string(),
             Self::Device(id) => id.to_string(),
             Self::System(part) => (*part).to_owned(),
@@ -55,7 +57,7 @@ pub struct AuditEntry {
     pub id: i64,
     /// When.
     pub time: Timestamp,
-    /// `admin`, `file`, `appliance`, `device` or `system`.
+    /// `admin`, `file`, `kubernetes`, `appliance`, `device` or `system`.
     pub actor_type: String,
     /// Who.
     pub actor: String,
@@ -89,6 +91,8 @@ pub(super) struct Record {
     pub(super) previous: Option<String>,
     pub(super) new: Option<String>,
     pub(super) notes: Option<String>,
+    /// Who, where it is not the transaction's actor.
+    pub(super) actor: Option<Actor>,
 }
 
 impl Record {
@@ -122,16 +126,16 @@ pub(super) async fn write(
     now: Timestamp,
     records: &[Record],
 ) -> Result<(), StoreError> {
-    let actor_name = actor.name();
     for chunk in records.chunks(MAX_BINDS / COLUMNS) {
-        let mut insert = QueryBuilder::<Engine>::new(
+        let mut insert = Builder::new(
             "INSERT INTO audit_logs (timestamp, actor_type, actor_name, action, target_type, target_id, target_name, \
              previous_state, new_state, notes) ",
         );
-        insert.push_values(chunk, |mut row, r| {
+        insert.push_values(chunk, |row, r| {
+            let actor = r.actor.as_ref().unwrap_or(actor);
             row.push_bind(millis(now))
                 .push_bind(actor.kind())
-                .push_bind(actor_name.clone())
+                .push_bind(actor.name())
                 .push_bind(r.action)
                 .push_bind(r.target_type.clone())
                 .push_bind(r.target_id.clone())
@@ -148,7 +152,7 @@ pub(super) async fn write(
 impl Store {
     /// The newest rows of the audit trail, newest first.
     pub async fn list_audit(&self, limit: u32) -> Result<Vec<AuditEntry>, StoreError> {
-        let rows = sqlx::query("SELECT * FROM audit_logs ORDER BY log_id DESC LIMIT $1")
+        let rows = query("SELECT * FROM audit_logs ORDER BY log_id DESC LIMIT $1")
             .bind(limit)
             .fetch_all(self.readers())
             .await?;
@@ -157,7 +161,7 @@ impl Store {
 
     /// The newest rows of the audit trail about one target, newest first.
     pub async fn list_audit_of(&self, target_id: &str, limit: u32) -> Result<Vec<AuditEntry>, StoreError> {
-        let rows = sqlx::query("SELECT * FROM audit_logs WHERE target_id = $1 ORDER BY log_id DESC LIMIT $2")
+        let rows = query("SELECT * FROM audit_logs WHERE target_id = $1 ORDER BY log_id DESC LIMIT $2")
             .bind(target_id)
             .bind(limit)
             .fetch_all(self.readers())

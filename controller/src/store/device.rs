@@ -11,8 +11,9 @@ use uuid::Uuid;
 use super::{
     Actor, Store, StoreError,
     audit::{self, Record},
-    dialect::{Connection, Row},
-    document,
+    changed,
+    dialect::{Builder, Connection, Row, query},
+    document, revocation,
     row::{Columns as _, millis},
 };
 
@@ -176,8 +177,18 @@ impl Store {
         if !self.proves(key, secret).await? {
             return Err(EnrolError::Unknown);
         }
+        self.retried("enrol_device", || self.enrol_once(key, public_key, info, now)).await
+    }
+
+    async fn enrol_once(
+        &self,
+        key: KeyId,
+        public_key: PublicKey,
+        info: &DeviceInfo,
+        now: Timestamp,
+    ) -> Result<Enrolled, EnrolError> {
         let mut tx = self.begin().await?;
-        let row = sqlx::query("SELECT * FROM personal_keys WHERE key_id = $1")
+        let row = query("SELECT * FROM personal_keys WHERE key_id = $1 {lock}")
             .bind(key.to_string())
             .fetch_one(&mut *tx)
             .await?;
@@ -191,8 +202,10 @@ impl Store {
         let user = user.ok_or(EnrolError::NoUser(row.text("user_name")?))?;
         let (namespace, user_name): (Name, Name) = (row.parsed("namespace")?, row.parsed("user_name")?);
         let limit = check_user(&mut tx, user, &user_name).await?;
+        // Nobody else enrols for the user meanwhile: their devices are counted.
+        tx.serialise(&format!("devices of {user}")).await?;
 
-        let known = sqlx::query("SELECT * FROM devices WHERE public_key = $1 AND status <> 'inactive'")
+        let known = query("SELECT * FROM devices WHERE public_key = $1 AND status <> 'inactive'")
             .bind(&public_key.0[..])
             .fetch_optional(&mut *tx)
             .await?;
@@ -214,13 +227,12 @@ impl Store {
                 (device, false)
             }
             None => {
-                let devices = sqlx::query(
-                    "SELECT COUNT(*) AS n FROM devices WHERE user_uid = $1 AND status = 'active'",
-                )
-                .bind(user.to_string())
-                .fetch_one(&mut *tx)
-                .await?
-                .count("n")?;
+                let devices =
+                    query("SELECT COUNT(*) AS n FROM devices WHERE user_uid = $1 AND status = 'active'")
+                        .bind(user.to_string())
+                        .fetch_one(&mut *tx)
+                        .await?
+                        .count("n")?;
                 if devices >= u64::from(limit) {
                     return Err(EnrolError::TooMany { user: user_name, limit });
                 }
@@ -232,7 +244,7 @@ impl Store {
                 (device, true)
             }
         };
-        sqlx::query(
+        query(
             "UPDATE personal_keys SET status = 'active', activation_date = $1 WHERE key_id = $2 AND status = 'pending'",
         )
         .bind(millis(now))
@@ -245,7 +257,7 @@ impl Store {
 
     /// The device of a key. Those that were replaced are not found.
     pub async fn device_by_key(&self, public_key: PublicKey) -> Result<Option<DeviceRecord>, StoreError> {
-        let row = sqlx::query(
+        let row = query(
             "SELECT d.device_id, d.public_key, d.key_id, d.user_uid, d.device_name, d.blocked_date, k.namespace, \
              k.user_name, k.deactivation_date, k.expiration_date FROM devices d \
              JOIN personal_keys k ON k.key_id = d.key_id WHERE d.public_key = $1 AND d.status <> 'inactive'",
@@ -271,7 +283,7 @@ impl Store {
 
     /// Whether a key is that of a device or an appliance, whatever became of it.
     pub async fn knows_key(&self, public_key: PublicKey) -> Result<bool, StoreError> {
-        let row = sqlx::query(
+        let row = query(
             "SELECT public_key FROM devices WHERE public_key = $1 AND status <> 'inactive' \
              UNION ALL SELECT public_key FROM servers WHERE public_key = $1 LIMIT 1",
         )
@@ -283,19 +295,21 @@ impl Store {
 
     /// Notes that a device was here.
     pub async fn touch_device(&self, device: DeviceId, now: Timestamp) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        sqlx::query("UPDATE devices SET last_seen = $1 WHERE device_id = $2")
-            .bind(millis(now))
-            .bind(device.to_string())
-            .execute(&mut *tx)
-            .await?;
-        tx.commit().await?;
-        Ok(())
+        self.repeatable("touch_device", || async {
+            let mut tx = self.begin().await?;
+            query("UPDATE devices SET last_seen = $1 WHERE device_id = $2")
+                .bind(millis(now))
+                .bind(device.to_string())
+                .execute(&mut *tx)
+                .await?;
+            tx.commit().await
+        })
+        .await
     }
 
     /// Devices, the newest first.
     pub async fn list_devices(&self, limit: u32) -> Result<Vec<DeviceView>, StoreError> {
-        let mut query = sqlx::QueryBuilder::<super::dialect::Engine>::new(VIEW);
+        let mut query = Builder::new(VIEW);
         query.push("ORDER BY d.first_seen DESC, d.device_id LIMIT ").push_bind(limit);
         let rows = query.build().fetch_all(self.readers()).await?;
         rows.iter().map(view).collect()
@@ -307,7 +321,7 @@ impl Store {
         column: &'static str,
         id: Uuid,
     ) -> Result<Vec<DeviceView>, StoreError> {
-        let mut query = sqlx::QueryBuilder::<super::dialect::Engine>::new(VIEW);
+        let mut query = Builder::new(VIEW);
         query.push("WHERE d.").push(column).push(" = ").push_bind(id.to_string());
         query.push(" AND d.status <> 'inactive' ORDER BY d.first_seen DESC, d.device_id LIMIT 100");
         let rows = query.build().fetch_all(self.readers()).await?;
@@ -324,7 +338,7 @@ pub(super) fn key_standing(row: &Row) -> Result<KeyStanding, StoreError> {
 
 /// How many devices a user may have, if they may have any.
 async fn check_user(db: &mut Connection, user: Uuid, name: &Name) -> Result<u8, EnrolError> {
-    let row = sqlx::query("SELECT document FROM resources WHERE uid = $1 AND deleted_at IS NULL")
+    let row = query("SELECT document FROM resources WHERE uid = $1 AND deleted_at IS NULL {share}")
         .bind(user.to_string())
         .fetch_optional(&mut *db)
         .await?
@@ -342,10 +356,14 @@ async fn check_user(db: &mut Connection, user: Uuid, name: &Name) -> Result<u8, 
 }
 
 async fn retire(db: &mut Connection, device: DeviceId) -> Result<(), StoreError> {
-    sqlx::query("UPDATE devices SET status = 'inactive' WHERE device_id = $1 AND blocked_date IS NULL")
+    query("UPDATE devices SET status = 'inactive' WHERE device_id = $1 AND blocked_date IS NULL")
         .bind(device.to_string())
         .execute(&mut *db)
         .await?;
+    // Its sessions are of a device that is no more.
+    for server in revocation::servers_of_device(db, &device.to_string()).await? {
+        changed::touch(db, &server.to_string()).await?;
+    }
     Ok(())
 }
 
@@ -356,7 +374,7 @@ async fn update(
     info: &DeviceInfo,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    sqlx::query(
+    query(
         "UPDATE devices SET key_id = $1, device_name = $2, platform = $3, os_version = $4, app_version = $5, \
          hardware_fingerprint = $6, last_seen = $7 WHERE device_id = $8",
     )
@@ -382,7 +400,7 @@ async fn insert(
     info: &DeviceInfo,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    sqlx::query(
+    query(
         "INSERT INTO devices (device_id, key_id, user_uid, public_key, hardware_fingerprint, device_name, platform, \
          os_version, app_version, first_seen, last_seen) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $10)",
     )

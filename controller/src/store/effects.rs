@@ -6,11 +6,10 @@ use std::collections::BTreeSet;
 use horizon_crds::{KindName, LifecycleState, Resource};
 use horizon_model::ServerId;
 use jiff::Timestamp;
-use sqlx::QueryBuilder;
 
 use super::{
-    Actor, StoreError,
-    dialect::{Connection, Engine, MAX_BINDS},
+    Actor, StoreError, adoption, changed,
+    dialect::{Builder, Connection, MAX_BINDS, query},
     identity,
     resources::Done,
     revocation,
@@ -32,7 +31,13 @@ pub(super) async fn carry_out(
     if bind_users {
         bind_keys_to_users(db).await?;
     }
-    let mut servers = BTreeSet::new();
+    for change in done {
+        if let Some(before) = &change.back {
+            adoption::undo_removal(db, change.uid, before).await?;
+        }
+    }
+    let returned = done.iter().filter(|d| d.back.is_some() && d.id.kind == KindName::Server);
+    let mut servers: BTreeSet<_> = returned.map(|change| ServerId(change.uid)).collect();
     for change in done {
         match &change.resource {
             None => remove(db, change, now, &mut servers).await?,
@@ -41,7 +46,7 @@ pub(super) async fn carry_out(
     }
     let new: Vec<_> = done
         .iter()
-        .filter(|d| d.created)
+        .filter(|d| d.created || d.back.is_some())
         .filter_map(|d| Some((revocation::target_kind(d.id.kind)?, &d.id, d.uid)))
         .collect();
     if !new.is_empty() {
@@ -51,13 +56,18 @@ pub(super) async fn carry_out(
     for change in done {
         match change.resource.as_deref() {
             Some(Resource::Approval(document)) if change.created => {
+                let actor = change.actor.as_ref().unwrap_or(actor);
                 identity::record_approval(db, change.uid, document, actor, now).await?;
             }
             Some(Resource::Revocation(document)) if change.created => {
+                let actor = change.actor.as_ref().unwrap_or(actor);
                 servers.extend(revocation::record(db, change.uid, document, actor, now).await?);
             }
             _ => {}
         }
+    }
+    for server in &servers {
+        changed::touch(db, &server.to_string()).await?;
     }
     Ok(servers.into_iter().collect())
 }
@@ -65,8 +75,8 @@ pub(super) async fn carry_out(
 async fn insert_servers(db: &mut Connection, done: &[Done]) -> Result<(), StoreError> {
     let new: Vec<_> = created(done, KindName::Server).collect();
     for chunk in new.chunks(MAX_BINDS / 3) {
-        let mut insert = QueryBuilder::<Engine>::new("INSERT INTO servers (server_id, namespace, name) ");
-        insert.push_values(chunk, |mut row, change| {
+        let mut insert = Builder::new("INSERT INTO servers (server_id, namespace, name) ");
+        insert.push_values(chunk, |row, change| {
             row.push_bind(change.uid.to_string())
                 .push_bind(change.id.namespace.to_string())
                 .push_bind(change.id.name.to_string());
@@ -88,10 +98,10 @@ async fn insert_registration_keys(
         })
         .collect();
     for chunk in new.chunks(MAX_BINDS / 6) {
-        let mut insert = QueryBuilder::<Engine>::new(
+        let mut insert = Builder::new(
             "INSERT INTO registration_keys (key_uid, namespace, name, server_name, creation_date, expiration_date) ",
         );
-        insert.push_values(chunk, |mut row, (change, spec)| {
+        insert.push_values(chunk, |row, (change, spec)| {
             row.push_bind(change.uid.to_string())
                 .push_bind(change.id.namespace.to_string())
                 .push_bind(change.id.name.to_string())
@@ -112,10 +122,10 @@ async fn insert_personal_keys(db: &mut Connection, done: &[Done], now: Timestamp
         })
         .collect();
     for chunk in new.chunks(MAX_BINDS / 6) {
-        let mut insert = QueryBuilder::<Engine>::new(
+        let mut insert = Builder::new(
             "INSERT INTO personal_keys (key_id, namespace, name, user_name, creation_date, expiration_date) ",
         );
-        insert.push_values(chunk, |mut row, (change, spec)| {
+        insert.push_values(chunk, |row, (change, spec)| {
             let until = spec.expires_at.map(|at| millis(at.get()));
             row.push_bind(change.uid.to_string())
                 .push_bind(change.id.namespace.to_string())
@@ -139,7 +149,7 @@ fn expiry(from: Timestamp, span: u64) -> i64 {
 
 /// A key belongs to the living user of the name it gives, from the moment there is one and for good.
 async fn bind_keys_to_users(db: &mut Connection) -> Result<(), StoreError> {
-    sqlx::query(
+    query(
         "UPDATE personal_keys SET user_uid = (SELECT r.uid FROM resources r WHERE r.kind = 'User' \
          AND r.namespace = personal_keys.namespace AND r.name = personal_keys.user_name AND r.deleted_at IS NULL) \
          WHERE user_uid IS NULL AND deactivation_date IS NULL",
@@ -163,7 +173,7 @@ async fn put(
             if change.created && lifecycle.state == LifecycleState::Active {
                 return Ok(());
             }
-            sqlx::query("UPDATE servers SET maintenance_mode = $1 WHERE server_id = $2")
+            query("UPDATE servers SET maintenance_mode = $1 WHERE server_id = $2")
                 .bind(lifecycle.state == LifecycleState::Maintenance)
                 .bind(&uid)
                 .execute(&mut *db)
@@ -183,14 +193,14 @@ async fn put(
                 revocation::personal_key(db, &uid, revoked.reason.as_str(), revoked.compromised, now).await?;
             }
             if !change.created && (spec.expires_at.is_some() || spec.lifetime.is_some()) {
-                let row = sqlx::query("SELECT creation_date FROM personal_keys WHERE key_id = $1")
+                let row = query("SELECT creation_date FROM personal_keys WHERE key_id = $1")
                     .bind(&uid)
                     .fetch_one(&mut *db)
                     .await?;
                 let made = row.time("creation_date")?;
                 let until = spec.expires_at.map(|at| millis(at.get()));
                 let until = until.or_else(|| spec.lifetime.map(|span| expiry(made, span.as_millis())));
-                sqlx::query("UPDATE personal_keys SET expiration_date = $1 WHERE key_id = $2")
+                query("UPDATE personal_keys SET expiration_date = $1 WHERE key_id = $2")
                     .bind(until)
                     .bind(&uid)
                     .execute(&mut *db)
@@ -202,7 +212,12 @@ async fn put(
     }
 }
 
-const REMOVED: &str = "its resource was removed";
+/// Why what belonged to a resource ended with it.
+pub(super) const REMOVED: &str = "its resource was removed";
+/// Why unused registration keys ended with their server.
+pub(super) const SERVER_REMOVED: &str = "its server was removed";
+/// Why personal keys ended with their user.
+pub(super) const USER_REMOVED: &str = "its user was removed";
 
 async fn remove(
     db: &mut Connection,
@@ -216,12 +231,12 @@ async fn remove(
             decommission(db, &uid, REMOVED, now).await?;
             refresh_server(db, &uid).await?;
             // Keys for the name were for this server: whoever takes the name next inherits none.
-            sqlx::query(
+            query(
                 "UPDATE registration_keys SET revoked_date = $1, revocation_reason = $2 \
                  WHERE namespace = $3 AND server_name = $4 AND revoked_date IS NULL AND used_date IS NULL",
             )
             .bind(millis(now))
-            .bind("its server was removed")
+            .bind(SERVER_REMOVED)
             .bind(change.id.namespace.as_str())
             .bind(change.id.name.as_str())
             .execute(&mut *db)
@@ -231,20 +246,21 @@ async fn remove(
         }
         KindName::RegistrationKey => revocation::registration_key(db, &uid, REMOVED, now).await,
         KindName::PersonalKey => {
+            revocation::personal_key(db, &uid, REMOVED, false, now).await?;
             servers.extend(revocation::servers_of_key(db, &uid).await?);
-            revocation::personal_key(db, &uid, REMOVED, false, now).await
+            Ok(())
         }
         KindName::User => {
-            servers.extend(revocation::servers_of_user(db, &uid).await?);
-            sqlx::query(
+            query(
                 "UPDATE personal_keys SET status = 'deactivated', deactivation_date = $1, deactivation_reason = $2 \
                  WHERE user_uid = $3 AND deactivation_date IS NULL",
             )
             .bind(millis(now))
-            .bind("its user was removed")
+            .bind(USER_REMOVED)
             .bind(&uid)
             .execute(&mut *db)
             .await?;
+            servers.extend(revocation::servers_of_user(db, &uid).await?);
             Ok(())
         }
         _ => Ok(()),
@@ -258,7 +274,7 @@ pub(super) async fn decommission(
     reason: &str,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    sqlx::query(
+    query(
         "UPDATE servers SET decommission_date = $1, decommission_reason = $2 \
          WHERE server_id = $3 AND decommission_date IS NULL",
     )
@@ -272,7 +288,7 @@ pub(super) async fn decommission(
 
 /// Derives a server's status from its facts.
 pub(super) async fn refresh_server(db: &mut Connection, server: &str) -> Result<(), StoreError> {
-    sqlx::query(
+    query(
         "UPDATE servers SET status = CASE WHEN compromised THEN 'compromised' \
          WHEN decommission_date IS NOT NULL OR revoked_date IS NOT NULL THEN 'decommissioned' \
          WHEN registration_date IS NULL THEN 'pending' \

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError,
-    dialect::{Connection, Row},
+    dialect::{Connection, Row, query},
     row::{Columns as _, millis},
 };
 
@@ -133,7 +133,7 @@ pub struct EventFilter {
 /// Records an event in the caller's transaction.
 pub(super) async fn write(db: &mut Connection, event: &NewEvent, now: Timestamp) -> Result<(), StoreError> {
     let description: String = event.description.chars().take(MAX_DESCRIPTION).collect();
-    sqlx::query(
+    query(
         "INSERT INTO security_events (timestamp, event_type, severity, component, source_id, source_ip, description, \
          raw_data) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
     )
@@ -153,9 +153,12 @@ pub(super) async fn write(db: &mut Connection, event: &NewEvent, now: Timestamp)
 impl Store {
     /// Records an event.
     pub async fn record_event(&self, event: &NewEvent, now: Timestamp) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        write(&mut tx, event, now).await?;
-        tx.commit().await?;
+        self.retried("record_event", || async {
+            let mut tx = self.begin().await?;
+            write(&mut tx, event, now).await?;
+            tx.commit().await
+        })
+        .await?;
         self.inner.metrics.security_event(event.kind);
         Ok(())
     }
@@ -163,7 +166,7 @@ impl Store {
     /// Recorded events, newest first.
     pub async fn list_security_events(&self, filter: &EventFilter) -> Result<Vec<SecurityEvent>, StoreError> {
         let limit = if filter.limit == 0 { 100 } else { filter.limit };
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT * FROM security_events WHERE $1 IS NULL OR source_id = $1 ORDER BY event_id DESC LIMIT $2",
         )
         .bind(filter.source.map(|id| id.to_string()))

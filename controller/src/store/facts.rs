@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::{
     DeviceView, Store, StoreError,
-    dialect::{Connection, Row},
+    dialect::{Connection, Row, query},
     row::Columns as _,
 };
 
@@ -103,44 +103,39 @@ fn standing(registered: bool, revoked: bool, quarantined: bool) -> ServerStandin
     }
 }
 
-/// A server's right to serve, in the caller's transaction. `None` when there is no such server.
+/// A server's right to serve, which stays as it is until the caller's transaction ends. `None` when there is no such server.
 pub(super) async fn standing_of(
     db: &mut Connection,
     server: ServerId,
 ) -> Result<Option<ServerStanding>, StoreError> {
-    let row = sqlx::query(
+    let row = query(
         "SELECT registration_date, decommission_date, revoked_date, requires_verification FROM servers \
-         WHERE server_id = $1",
+         WHERE server_id = $1 {lock}",
     )
     .bind(server.to_string())
     .fetch_optional(&mut *db)
     .await?;
-    row.map(|row| {
-        let ended =
-            row.maybe_time("decommission_date")?.is_some() || row.maybe_time("revoked_date")?.is_some();
-        Ok(standing(
-            row.maybe_time("registration_date")?.is_some(),
-            ended,
-            row.flag("requires_verification")?,
-        ))
-    })
-    .transpose()
+    row.map(|row| read_standing(&row)).transpose()
+}
+
+pub(super) fn read_standing(row: &Row) -> Result<ServerStanding, StoreError> {
+    let ended = row.maybe_time("decommission_date")?.is_some() || row.maybe_time("revoked_date")?.is_some();
+    Ok(standing(row.maybe_time("registration_date")?.is_some(), ended, row.flag("requires_verification")?))
 }
 
 impl Store {
     /// Everything that is kept of a server.
     pub async fn server(&self, server: ServerId) -> Result<Option<ServerRecord>, StoreError> {
-        let row = sqlx::query("SELECT * FROM servers WHERE server_id = $1")
+        let row = query("SELECT * FROM servers WHERE server_id = $1")
             .bind(server.to_string())
             .fetch_optional(self.readers())
             .await?;
         let Some(row) = row else { return Ok(None) };
         let mut record = read_server(&row)?;
-        let rows =
-            sqlx::query("SELECT capability_type FROM server_capabilities WHERE server_id = $1 AND enabled")
-                .bind(server.to_string())
-                .fetch_all(self.readers())
-                .await?;
+        let rows = query("SELECT capability_type FROM server_capabilities WHERE server_id = $1 AND enabled")
+            .bind(server.to_string())
+            .fetch_all(self.readers())
+            .await?;
         for row in &rows {
             let name = row.text("capability_type")?;
             record.capabilities.extend(Capability::ALL.into_iter().find(|c| c.as_str() == name));
@@ -176,7 +171,7 @@ impl Store {
 
     /// What is known about a `RegistrationKey`.
     pub async fn registration_key_facts(&self, uid: Uuid) -> Result<RegistrationKeyFacts, StoreError> {
-        let row = sqlx::query("SELECT * FROM registration_keys WHERE key_uid = $1")
+        let row = query("SELECT * FROM registration_keys WHERE key_uid = $1")
             .bind(uid.to_string())
             .fetch_optional(self.readers())
             .await?;
@@ -192,7 +187,7 @@ impl Store {
 
     /// What is known about a `PersonalKey`.
     pub async fn personal_key_facts(&self, uid: Uuid) -> Result<PersonalKeyFacts, StoreError> {
-        let row = sqlx::query("SELECT * FROM personal_keys WHERE key_id = $1")
+        let row = query("SELECT * FROM personal_keys WHERE key_id = $1")
             .bind(uid.to_string())
             .fetch_optional(self.readers())
             .await?;
@@ -204,7 +199,7 @@ impl Store {
 
     /// What is known about a `User`.
     pub async fn user_facts(&self, user: Uuid) -> Result<UserFacts, StoreError> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT * FROM personal_keys WHERE user_uid = $1 ORDER BY creation_date DESC, key_id LIMIT 32",
         )
         .bind(user.to_string())
@@ -220,7 +215,7 @@ impl Store {
 
     /// What became of an `Approval` or a `Revocation`.
     pub async fn decision_facts(&self, uid: Uuid) -> Result<DecisionFacts, StoreError> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT a.effective_at, s.name FROM approvals a JOIN servers s ON s.server_id = a.server_id \
              WHERE a.approval_uid = $1 UNION ALL \
              SELECT r.effective_at, s.name FROM revocations r LEFT JOIN servers s ON s.server_id = r.target_id \
@@ -239,7 +234,7 @@ impl Store {
 
     /// How many addresses of a virtual network live sessions hold.
     pub async fn addresses_in_use(&self, network: NetworkId) -> Result<u32, StoreError> {
-        let row = sqlx::query(
+        let row = query(
             "SELECT COUNT(*) AS n FROM address_leases l WHERE l.scope = $1 AND EXISTS (SELECT 1 FROM connections c \
              WHERE c.device_id = l.device_id AND c.status IN ('requested', 'active'))",
         )

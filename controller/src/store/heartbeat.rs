@@ -1,27 +1,33 @@
 //! Heartbeats: written in batches, acknowledged after the commit.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use horizon_model::{PublicKey, Secret, ServerId};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde_json::json;
-use sqlx::QueryBuilder;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Store, StoreError,
-    dialect::{Engine, Row},
+    ChannelLease, Store, StoreError, channels,
+    dialect::{Builder, Connection, Engine, MAX_BINDS, Row, query},
     row::{Columns as _, int, millis},
     seal::Place,
 };
 
 /// The most beats of one transaction.
-const MAX_BATCH: usize = 512;
+const MAX_BATCH: usize = 4096;
 /// How many beats wait at most; more wait in their connections.
-const QUEUE: usize = 4096;
+const QUEUE: usize = 8192;
 /// How long a batch waits for more beats after its first.
 const GATHER: Duration = Duration::from_millis(20);
+/// The same when many come: fewer and larger transactions.
+const GATHER_MANY: Duration = Duration::from_millis(100);
+/// From this size of a batch on many come.
+const MANY: usize = 32;
 /// How long single beats are kept by default.
 pub const RETENTION: SignedDuration = SignedDuration::from_hours(24);
 
@@ -30,6 +36,8 @@ pub const RETENTION: SignedDuration = SignedDuration::from_hours(24);
 pub struct Beat {
     /// Whose.
     pub server: ServerId,
+    /// The hold on its channel: a beat of one that was lost changes nothing.
+    pub lease: ChannelLease,
     /// Its number since the appliance attached, from 1.
     pub counter: u64,
     /// When the appliance says it sent it.
@@ -68,10 +76,39 @@ pub struct BeatHistory {
     pub metrics: serde_json::Value,
 }
 
-/// How long challenges are kept.
-const CHALLENGE_RETENTION: SignedDuration = SignedDuration::from_hours(30 * 24);
-/// How long security events are kept.
-const EVENT_RETENTION: SignedDuration = SignedDuration::from_hours(365 * 24);
+/// What became of a beat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BeatOutcome {
+    /// It is durable.
+    Taken,
+    /// Another appliance was registered for the server since.
+    Replaced,
+    /// The channel is no longer held by the beat's lease.
+    LostChannel,
+}
+
+impl BeatOutcome {
+    fn result(self) -> Result<(), StoreError> {
+        match self {
+            Self::Taken => Ok(()),
+            Self::Replaced => Err(StoreError::Replaced),
+            Self::LostChannel => Err(StoreError::LostChannel),
+        }
+    }
+}
+
+/// How heartbeats are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeartbeatOptions {
+    /// Whether every single beat is kept for a while, or only what the newest says.
+    pub history: bool,
+}
+
+impl Default for HeartbeatOptions {
+    fn default() -> Self {
+        Self { history: true }
+    }
+}
 
 type Waiting = (Beat, oneshot::Sender<Result<(), StoreError>>);
 
@@ -84,8 +121,13 @@ pub struct Heartbeats {
 impl Heartbeats {
     /// Starts the task that writes. It ends when the last clone is gone.
     pub fn start(store: Store) -> Self {
+        Self::start_with(store, HeartbeatOptions::default())
+    }
+
+    /// The same, otherwise than by default.
+    pub fn start_with(store: Store, options: HeartbeatOptions) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
-        tokio::spawn(write_batches(store, waiting));
+        tokio::spawn(write_batches(store, options, waiting));
         Self { queue }
     }
 
@@ -97,10 +139,11 @@ impl Heartbeats {
     }
 }
 
-async fn write_batches(store: Store, mut waiting: mpsc::Receiver<Waiting>) {
-    let mut batch = Vec::new();
+async fn write_batches(store: Store, options: HeartbeatOptions, mut waiting: mpsc::Receiver<Waiting>) {
+    let (mut batch, mut last) = (Vec::new(), 0);
     while waiting.recv_many(&mut batch, MAX_BATCH).await > 0 {
-        let _ = tokio::time::timeout(GATHER, async {
+        let gather = if last < MANY { GATHER } else { GATHER_MANY };
+        let _ = tokio::time::timeout(gather, async {
             while batch.len() < MAX_BATCH {
                 let room = MAX_BATCH - batch.len();
                 if waiting.recv_many(&mut batch, room).await == 0 {
@@ -109,13 +152,14 @@ async fn write_batches(store: Store, mut waiting: mpsc::Receiver<Waiting>) {
             }
         })
         .await;
+        last = batch.len();
         let (beats, replies): (Vec<_>, Vec<_>) = batch.drain(..).unzip();
         store.inner.metrics.set_queue_depth("heartbeats", beats.len() + waiting.len());
-        match store.commit_beats(&beats).await {
-            Ok(taken) => {
-                for (reply, taken) in replies.into_iter().zip(taken) {
+        match store.commit_beats(&beats, options).await {
+            Ok(outcomes) => {
+                for (reply, outcome) in replies.into_iter().zip(outcomes) {
                     // Whoever went away does not wait for the answer.
-                    let _ = reply.send(if taken { Ok(()) } else { Err(StoreError::Replaced) });
+                    let _ = reply.send(outcome.result());
                 }
             }
             Err(error) => {
@@ -130,87 +174,105 @@ async fn write_batches(store: Store, mut waiting: mpsc::Receiver<Waiting>) {
 }
 
 impl Store {
-    /// Writes beats in one transaction: each moves its server's secret on, and joins the history. Says of each whether it was
-    /// taken: not when another appliance was registered for the server since.
-    pub async fn commit_beats(&self, beats: &[Beat]) -> Result<Vec<bool>, StoreError> {
-        const COLUMNS: usize = 7;
+    /// Writes beats in one transaction: each moves its server's secret on, and joins the history. Says of each what became
+    /// of it. Of several beats of one server the last counts.
+    pub async fn commit_beats(
+        &self,
+        beats: &[Beat],
+        options: HeartbeatOptions,
+    ) -> Result<Vec<BeatOutcome>, StoreError> {
         let _timed = self.timed("commit_beats");
-        let mut tx = self.begin().await?;
-        let mut taken = Vec::with_capacity(beats.len());
-        for beat in beats {
-            let seal = |secret| self.sealer().seal(Place::Verification, beat.server.as_bytes(), secret);
-            let done = sqlx::query(
+        // In one order, so that two that write many do not wait for each other in a circle.
+        let newest: BTreeMap<ServerId, &Beat> = beats.iter().map(|beat| (beat.server, beat)).collect();
+        self.repeatable("commit_beats", || async {
+            let mut tx = self.begin().await?;
+            let taken = match tx.engine() {
+                Engine::Postgres => self.update_at_once(&mut tx, &newest).await?,
+                Engine::Sqlite => self.update_each(&mut tx, &newest).await?,
+            };
+            let mut outcomes = Vec::with_capacity(beats.len());
+            for beat in beats {
+                let same = newest
+                    .get(&beat.server)
+                    .is_some_and(|last| (last.key, last.lease) == (beat.key, beat.lease));
+                outcomes.push(match taken.contains(&beat.server) && same {
+                    true => BeatOutcome::Taken,
+                    false => why_not(&mut tx, beat).await?,
+                });
+            }
+            if options.history {
+                let kept = beats.iter().zip(&outcomes).filter(|(_, outcome)| **outcome == BeatOutcome::Taken);
+                keep(&mut tx, kept.map(|(beat, _)| beat)).await?;
+            }
+            tx.commit().await?;
+            Ok(outcomes)
+        })
+        .await
+    }
+
+    fn sealed(&self, beat: &Beat) -> (Vec<u8>, Vec<u8>) {
+        let seal = |secret| self.sealer().seal(Place::Verification, beat.server.as_bytes(), secret);
+        (seal(&beat.secret), seal(&beat.previous))
+    }
+
+    async fn update_at_once(
+        &self,
+        db: &mut Connection,
+        beats: &BTreeMap<ServerId, &Beat>,
+    ) -> Result<HashSet<ServerId>, StoreError> {
+        let (secrets, previous): (Vec<_>, Vec<_>) = beats.values().map(|beat| self.sealed(beat)).unzip();
+        let rows = query(
+            "UPDATE servers s SET last_heartbeat = b.received, heartbeat_counter = b.counter, \
+             verification_secret = b.secret, previous_secret = b.previous \
+             FROM UNNEST($1::TEXT[], $2::BYTEA[], $3::BIGINT[], $4::BIGINT[], $5::BIGINT[], $6::BYTEA[], $7::BYTEA[]) \
+             AS b(server_id, public_key, lease, received, counter, secret, previous) \
+             WHERE s.server_id = b.server_id AND s.public_key = b.public_key AND s.channel_lease = b.lease \
+             RETURNING s.server_id",
+        )
+        .bind(beats.keys().map(ServerId::to_string).collect::<Vec<_>>())
+        .bind(beats.values().map(|beat| beat.key.0.to_vec()).collect::<Vec<_>>())
+        .bind(beats.values().map(|beat| beat.lease.0).collect::<Vec<_>>())
+        .bind(beats.values().map(|beat| millis(beat.received)).collect::<Vec<_>>())
+        .bind(beats.values().map(|beat| int(beat.counter)).collect::<Vec<_>>())
+        .bind(secrets)
+        .bind(previous)
+        .fetch_all(db)
+        .await?;
+        rows.iter().map(|row| row.parsed("server_id")).collect()
+    }
+
+    async fn update_each(
+        &self,
+        db: &mut Connection,
+        beats: &BTreeMap<ServerId, &Beat>,
+    ) -> Result<HashSet<ServerId>, StoreError> {
+        let mut taken = HashSet::new();
+        for beat in beats.values() {
+            let (secret, previous) = self.sealed(beat);
+            let done = query(
                 "UPDATE servers SET last_heartbeat = $1, heartbeat_counter = $2, verification_secret = $3, \
-                 previous_secret = $4 WHERE server_id = $5 AND public_key = $6",
+                 previous_secret = $4 WHERE server_id = $5 AND public_key = $6 AND channel_lease = $7",
             )
             .bind(millis(beat.received))
             .bind(int(beat.counter))
-            .bind(seal(&beat.secret))
-            .bind(seal(&beat.previous))
+            .bind(secret)
+            .bind(previous)
             .bind(beat.server.to_string())
             .bind(&beat.key.0[..])
-            .execute(&mut *tx)
+            .bind(beat.lease.0)
+            .execute(&mut *db)
             .await?;
-            taken.push(done.rows_affected() > 0);
+            if done.rows_affected() > 0 {
+                taken.insert(beat.server);
+            }
         }
-        let kept: Vec<&Beat> =
-            beats.iter().zip(&taken).filter(|(_, taken)| **taken).map(|(beat, _)| beat).collect();
-        for chunk in kept.chunks(super::dialect::MAX_BINDS / COLUMNS) {
-            let mut insert = QueryBuilder::<Engine>::new(
-                "INSERT INTO heartbeats (server_id, received_time, server_time, counter, applied_generation, \
-                 active_connections, system_metrics) ",
-            );
-            insert.push_values(chunk, |mut row, beat| {
-                let m = &beat.metrics;
-                let metrics = json!({
-                    "uptimeSeconds": m.uptime_seconds, "memoryBytes": m.memory_bytes, "bytesSent": m.bytes_sent,
-                    "bytesReceived": m.bytes_received, "loadPercent": m.load_percent,
-                });
-                row.push_bind(beat.server.to_string())
-                    .push_bind(millis(beat.received))
-                    .push_bind(millis(beat.sent))
-                    .push_bind(int(beat.counter))
-                    .push_bind(int(beat.generation))
-                    .push_bind(i64::from(beat.active_sessions))
-                    .push_bind(metrics.to_string());
-            });
-            insert.build().execute(&mut *tx).await?;
-        }
-        tx.commit().await?;
         Ok(taken)
-    }
-
-    /// Forgets single beats that came before a time. Returns how many.
-    pub async fn prune_beats(&self, before: Timestamp) -> Result<u64, StoreError> {
-        let mut tx = self.begin().await?;
-        let done = sqlx::query("DELETE FROM heartbeats WHERE received_time < $1")
-            .bind(millis(before))
-            .execute(&mut *tx)
-            .await?;
-        tx.commit().await?;
-        Ok(done.rows_affected())
-    }
-
-    /// Forgets answered challenges and security events that are old.
-    pub async fn prune_history(&self, now: Timestamp) -> Result<(), StoreError> {
-        let before = |retention: SignedDuration| millis(now.checked_sub(retention).unwrap_or(Timestamp::MIN));
-        let mut tx = self.begin().await?;
-        sqlx::query("DELETE FROM verification_challenges WHERE challenge_time < $1")
-            .bind(before(CHALLENGE_RETENTION))
-            .execute(&mut *tx)
-            .await?;
-        sqlx::query("DELETE FROM security_events WHERE timestamp < $1")
-            .bind(before(EVENT_RETENTION))
-            .execute(&mut *tx)
-            .await?;
-        tx.commit().await?;
-        Ok(())
     }
 
     /// A server's newest beats, newest first.
     pub async fn list_beats(&self, server: ServerId, limit: u32) -> Result<Vec<BeatHistory>, StoreError> {
         let rows =
-            sqlx::query("SELECT * FROM heartbeats WHERE server_id = $1 ORDER BY heartbeat_id DESC LIMIT $2")
+            query("SELECT * FROM heartbeats WHERE server_id = $1 ORDER BY received_time DESC, heartbeat_id DESC LIMIT $2")
                 .bind(server.to_string())
                 .bind(limit)
                 .fetch_all(self.readers())
@@ -223,11 +285,10 @@ impl Store {
         &self,
         server: ServerId,
     ) -> Result<Option<(Secret, Option<Secret>)>, StoreError> {
-        let row =
-            sqlx::query("SELECT verification_secret, previous_secret FROM servers WHERE server_id = $1")
-                .bind(server.to_string())
-                .fetch_optional(self.readers())
-                .await?;
+        let row = query("SELECT verification_secret, previous_secret FROM servers WHERE server_id = $1")
+            .bind(server.to_string())
+            .fetch_optional(self.readers())
+            .await?;
         let Some(row) = row else { return Ok(None) };
         let open = |sealed: Option<Vec<u8>>| {
             sealed.map(|s| self.sealer().open(Place::Verification, server.as_bytes(), &s)).transpose()
@@ -239,24 +300,107 @@ impl Store {
 
     /// A new verification secret for a server whose identity was approved since, until its appliance proved that it has
     /// it. `None` when no new one is due.
-    pub async fn reissue_secret(&self, server: ServerId) -> Result<Option<Secret>, StoreError> {
-        let mut tx = self.begin().await?;
-        let row = sqlx::query("SELECT reissue_secret FROM servers WHERE server_id = $1")
+    pub async fn reissue_secret(
+        &self,
+        server: ServerId,
+        lease: ChannelLease,
+    ) -> Result<Option<Secret>, StoreError> {
+        self.repeatable("reissue_secret", || async {
+            let mut tx = self.begin().await?;
+            if !channels::hold(&mut tx, server, lease).await? {
+                return Ok(None);
+            }
+            let secret = self.reissue(&mut tx, server).await?;
+            tx.commit().await?;
+            Ok(secret)
+        })
+        .await
+    }
+
+    pub(super) async fn reissue(
+        &self,
+        db: &mut Connection,
+        server: ServerId,
+    ) -> Result<Option<Secret>, StoreError> {
+        let row = query("SELECT reissue_secret FROM servers WHERE server_id = $1")
             .bind(server.to_string())
-            .fetch_optional(&mut *tx)
+            .fetch_optional(&mut *db)
             .await?;
         if !row.map(|row| row.flag("reissue_secret")).transpose()?.unwrap_or(false) {
             return Ok(None);
         }
         let secret = Secret::new(super::seal::random());
-        sqlx::query("UPDATE servers SET previous_secret = verification_secret, verification_secret = $1 WHERE server_id = $2")
+        query("UPDATE servers SET previous_secret = verification_secret, verification_secret = $1 WHERE server_id = $2")
             .bind(self.sealer().seal(Place::Verification, server.as_bytes(), &secret))
             .bind(server.to_string())
-            .execute(&mut *tx)
+            .execute(&mut *db)
             .await?;
-        tx.commit().await?;
         Ok(Some(secret))
     }
+}
+
+/// Why a beat changed nothing.
+async fn why_not(db: &mut Connection, beat: &Beat) -> Result<BeatOutcome, StoreError> {
+    let row = query("SELECT public_key FROM servers WHERE server_id = $1")
+        .bind(beat.server.to_string())
+        .fetch_optional(db)
+        .await?;
+    let key = row.map(|row| row.maybe_bytes32("public_key")).transpose()?.flatten();
+    Ok(if key == Some(beat.key.0) { BeatOutcome::LostChannel } else { BeatOutcome::Replaced })
+}
+
+/// Adds beats to the history.
+async fn keep(db: &mut Connection, beats: impl Iterator<Item = &Beat>) -> Result<(), StoreError> {
+    const INTO: &str = "INSERT INTO heartbeats (server_id, received_time, server_time, counter, applied_generation, \
+                        active_connections, system_metrics) ";
+    let rows: Vec<_> = beats.map(|beat| (beat, metrics(beat))).collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    if db.engine() == Engine::Postgres {
+        let ints = |value: fn(&Beat) -> i64| rows.iter().map(|(beat, _)| value(beat)).collect::<Vec<_>>();
+        let mut insert = Builder::new(INTO);
+        insert.push(
+            "SELECT * FROM UNNEST($1::TEXT[], $2::BIGINT[], $3::BIGINT[], $4::BIGINT[], $5::BIGINT[], \
+                     $6::BIGINT[], $7::TEXT[])",
+        );
+        insert
+            .build()
+            .bind(rows.iter().map(|(beat, _)| beat.server.to_string()).collect::<Vec<_>>())
+            .bind(ints(|beat| millis(beat.received)))
+            .bind(ints(|beat| millis(beat.sent)))
+            .bind(ints(|beat| int(beat.counter)))
+            .bind(ints(|beat| int(beat.generation)))
+            .bind(ints(|beat| i64::from(beat.active_sessions)))
+            .bind(rows.into_iter().map(|(_, metrics)| metrics).collect::<Vec<_>>())
+            .execute(db)
+            .await?;
+        return Ok(());
+    }
+    const COLUMNS: usize = 7;
+    for chunk in rows.chunks(MAX_BINDS / COLUMNS) {
+        let mut insert = Builder::new(INTO);
+        insert.push_values(chunk, |row, (beat, metrics)| {
+            row.push_bind(beat.server.to_string())
+                .push_bind(millis(beat.received))
+                .push_bind(millis(beat.sent))
+                .push_bind(int(beat.counter))
+                .push_bind(int(beat.generation))
+                .push_bind(i64::from(beat.active_sessions))
+                .push_bind(metrics);
+        });
+        insert.build().execute(&mut *db).await?;
+    }
+    Ok(())
+}
+
+fn metrics(beat: &Beat) -> String {
+    let m = &beat.metrics;
+    json!({
+        "uptimeSeconds": m.uptime_seconds, "memoryBytes": m.memory_bytes, "bytesSent": m.bytes_sent,
+        "bytesReceived": m.bytes_received, "loadPercent": m.load_percent,
+    })
+    .to_string()
 }
 
 fn read(row: &Row) -> Result<BeatHistory, StoreError> {

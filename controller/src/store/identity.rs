@@ -12,9 +12,10 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{
-    Actor, NewEvent, Severity, Source, Store, StoreError,
+    Actor, ChannelLease, NewEvent, Severity, Source, Store, StoreError,
     audit::{self, Record},
-    dialect::Connection,
+    changed, channels,
+    dialect::{Connection, query},
     effects, event, resources,
     row::{Columns as _, millis},
 };
@@ -113,7 +114,7 @@ pub(super) async fn start_factors(
 }
 
 async fn approve_current(db: &mut Connection, server: ServerId) -> Result<(), StoreError> {
-    sqlx::query("UPDATE server_identity_factors SET is_approved = is_current WHERE server_id = $1")
+    query("UPDATE server_identity_factors SET is_approved = is_current WHERE server_id = $1")
         .bind(server.to_string())
         .execute(&mut *db)
         .await?;
@@ -129,12 +130,12 @@ async fn write_factors(
     const CERTAIN: i64 = 100;
     /// What an appliance says of its network is easy to imitate.
     const LIKELY: i64 = 60;
-    sqlx::query("UPDATE server_identity_factors SET is_current = FALSE WHERE server_id = $1 AND is_current")
+    query("UPDATE server_identity_factors SET is_current = FALSE WHERE server_id = $1 AND is_current")
         .bind(server.to_string())
         .execute(&mut *db)
         .await?;
     for factor in factors {
-        sqlx::query(
+        query(
             "INSERT INTO server_identity_factors (server_id, factor_type, factor_name, factor_value, first_seen, \
              last_seen, confidence, is_current, is_approved) VALUES ($1, $2, $3, $4, $5, $5, $6, TRUE, FALSE) \
              ON CONFLICT (server_id, factor_type, factor_name, factor_value) \
@@ -149,7 +150,7 @@ async fn write_factors(
         .execute(&mut *db)
         .await?;
     }
-    sqlx::query(
+    query(
         "DELETE FROM server_identity_factors WHERE server_id = $1 AND NOT is_current AND NOT is_approved \
          AND factor_id NOT IN (SELECT factor_id FROM server_identity_factors WHERE server_id = $1 AND NOT is_current \
          AND NOT is_approved ORDER BY last_seen DESC, factor_id DESC LIMIT $2)",
@@ -161,8 +162,8 @@ async fn write_factors(
     Ok(())
 }
 
-async fn current(db: &mut Connection, server: ServerId) -> Result<Vec<Factor>, StoreError> {
-    let rows = sqlx::query(
+pub(super) async fn current(db: &mut Connection, server: ServerId) -> Result<Vec<Factor>, StoreError> {
+    let rows = query(
         "SELECT factor_type, factor_name, factor_value FROM server_identity_factors \
          WHERE server_id = $1 AND is_current ORDER BY factor_type, factor_name",
     )
@@ -173,7 +174,7 @@ async fn current(db: &mut Connection, server: ServerId) -> Result<Vec<Factor>, S
 }
 
 async fn approved_factors(db: &mut Connection, server: ServerId) -> Result<Vec<Factor>, StoreError> {
-    let rows = sqlx::query(
+    let rows = query(
         "SELECT factor_type, factor_name, factor_value FROM server_identity_factors WHERE server_id = $1 AND is_approved",
     )
     .bind(server.to_string())
@@ -200,7 +201,7 @@ fn read_factor(row: &super::dialect::Row) -> Result<Factor, StoreError> {
 impl Store {
     /// The factors a server's appliance last reported.
     pub async fn current_factors(&self, server: ServerId) -> Result<Vec<Factor>, StoreError> {
-        let mut db = self.readers().acquire().await?;
+        let mut db = self.readers().snapshot().await?;
         current(&mut db, server).await
     }
 
@@ -209,65 +210,91 @@ impl Store {
     pub async fn observe_factors(
         &self,
         server: ServerId,
+        lease: ChannelLease,
         factors: &[Factor],
         now: Timestamp,
     ) -> Result<IdentityOutcome, StoreError> {
+        let (outcome, raised) =
+            self.retried("observe_factors", || self.observe_once(server, lease, factors, now)).await?;
+        if raised {
+            self.inner.metrics.security_event("identity_pending");
+        }
+        Ok(outcome)
+    }
+
+    /// What the report led to, and whether somebody should look at it.
+    async fn observe_once(
+        &self,
+        server: ServerId,
+        lease: ChannelLease,
+        factors: &[Factor],
+        now: Timestamp,
+    ) -> Result<(IdentityOutcome, bool), StoreError> {
         let mut tx = self.begin().await?;
+        if !channels::hold(&mut tx, server, lease).await? {
+            return Ok((IdentityOutcome::Same, false));
+        }
         let approved = approved_factors(&mut tx, server).await?;
         write_factors(&mut tx, server, factors, now).await?;
         let IdentityChanges { mut changes, significant } = compare(&approved, factors);
         changes.truncate(MAX_CHANGES);
         let new = digest(factors);
         let outcome = if changes.is_empty() {
-            IdentityOutcome::Same
+            (IdentityOutcome::Same, false)
         } else if !significant {
-            sqlx::query("UPDATE servers SET identity_digest = $1 WHERE server_id = $2")
+            query("UPDATE servers SET identity_digest = $1 WHERE server_id = $2")
                 .bind(&new[..])
                 .bind(server.to_string())
                 .execute(&mut *tx)
                 .await?;
             approve_current(&mut tx, server).await?;
-            let event =
-                changed(server, "identity_changed", Severity::Low, &changes, "a small change was taken over");
+            let event = difference(
+                server,
+                "identity_changed",
+                Severity::Low,
+                &changes,
+                "a small change was taken over",
+            );
             event::write(&mut tx, &event, now).await?;
-            IdentityOutcome::Absorbed(changes)
+            (IdentityOutcome::Absorbed(changes), false)
         } else {
-            self.quarantine(&mut tx, server, new, &changes, now).await?
+            quarantine(&mut tx, server, new, &changes, now).await?
         };
         tx.commit().await?;
         Ok(outcome)
     }
+}
 
-    async fn quarantine(
-        &self,
-        db: &mut Connection,
-        server: ServerId,
-        digest: [u8; 32],
-        changes: &[IdentityChange],
-        now: Timestamp,
-    ) -> Result<IdentityOutcome, StoreError> {
-        let row = sqlx::query("SELECT identity_digest, pending_digest FROM servers WHERE server_id = $1")
-            .bind(server.to_string())
-            .fetch_one(&mut *db)
-            .await?;
-        // It was approved while the appliance reported something else.
-        if row.maybe_bytes32("identity_digest")? == Some(digest) {
-            approve_current(db, server).await?;
-            return Ok(IdentityOutcome::Same);
-        }
-        let known = row.maybe_bytes32("pending_digest")? == Some(digest);
-        sqlx::query(
-            "UPDATE servers SET pending_digest = $1, requires_verification = TRUE, verification_reason = $2, \
-             identity_changes = $3 WHERE server_id = $4",
-        )
-        .bind(&digest[..])
-        .bind("its appliance reports another machine than the approved one")
-        .bind(json!(changes).to_string())
+async fn quarantine(
+    db: &mut Connection,
+    server: ServerId,
+    digest: [u8; 32],
+    changes: &[IdentityChange],
+    now: Timestamp,
+) -> Result<(IdentityOutcome, bool), StoreError> {
+    let row = query("SELECT identity_digest, pending_digest FROM servers WHERE server_id = $1")
         .bind(server.to_string())
-        .execute(&mut *db)
+        .fetch_one(&mut *db)
         .await?;
-        effects::refresh_server(db, &server.to_string()).await?;
-        let waiting = sqlx::query(
+    // It was approved while the appliance reported something else.
+    if row.maybe_bytes32("identity_digest")? == Some(digest) {
+        approve_current(db, server).await?;
+        return Ok((IdentityOutcome::Same, false));
+    }
+    let known = row.maybe_bytes32("pending_digest")? == Some(digest);
+    query(
+        "UPDATE servers SET pending_digest = $1, requires_verification = TRUE, verification_reason = $2, \
+             identity_changes = $3 WHERE server_id = $4",
+    )
+    .bind(&digest[..])
+    .bind("its appliance reports another machine than the approved one")
+    .bind(json!(changes).to_string())
+    .bind(server.to_string())
+    .execute(&mut *db)
+    .await?;
+    effects::refresh_server(db, &server.to_string()).await?;
+    changed::touch(db, &server.to_string()).await?;
+    let waiting = query(
             "SELECT a.approval_uid FROM approvals a JOIN resources r ON r.uid = a.approval_uid WHERE a.server_id = $1 \
              AND a.identity_digest = $2 AND a.effective_at IS NULL AND r.deleted_at IS NULL",
         )
@@ -275,21 +302,18 @@ impl Store {
         .bind(&digest[..])
         .fetch_optional(&mut *db)
         .await?;
-        if let Some(row) = waiting {
-            take_effect(db, row.parsed("approval_uid")?, server, now).await?;
-            return Ok(IdentityOutcome::Same);
-        }
-        if !known {
-            let what = "it takes no new sessions until the identity is approved";
-            event::write(db, &changed(server, "identity_pending", Severity::High, changes, what), now)
-                .await?;
-            self.inner.metrics.security_event("identity_pending");
-        }
-        Ok(IdentityOutcome::Pending { digest, changes: changes.to_vec() })
+    if let Some(row) = waiting {
+        take_effect(db, row.parsed("approval_uid")?, server, now).await?;
+        return Ok((IdentityOutcome::Same, false));
     }
+    if !known {
+        let what = "it takes no new sessions until the identity is approved";
+        event::write(db, &difference(server, "identity_pending", Severity::High, changes, what), now).await?;
+    }
+    Ok((IdentityOutcome::Pending { digest, changes: changes.to_vec() }, !known))
 }
 
-fn changed(
+fn difference(
     server: ServerId,
     kind: &'static str,
     severity: Severity,
@@ -319,7 +343,7 @@ pub(super) async fn record_approval(
     let Some(server) = resources::uid_of(db, KindName::Server, namespace, &spec.server_ref).await? else {
         return Ok(());
     };
-    sqlx::query(
+    query(
         "INSERT INTO approvals (approval_uid, server_id, identity_digest, decided_at) VALUES ($1, $2, $3, $4)",
     )
     .bind(uid.to_string())
@@ -328,7 +352,7 @@ pub(super) async fn record_approval(
     .bind(millis(now))
     .execute(&mut *db)
     .await?;
-    let row = sqlx::query("SELECT pending_digest FROM servers WHERE server_id = $1")
+    let row = query("SELECT pending_digest FROM servers WHERE server_id = $1 {lock}")
         .bind(server.to_string())
         .fetch_one(&mut *db)
         .await?;
@@ -352,12 +376,12 @@ async fn take_effect(
     server: ServerId,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE approvals SET effective_at = $1 WHERE approval_uid = $2 AND effective_at IS NULL")
+    query("UPDATE approvals SET effective_at = $1 WHERE approval_uid = $2 AND effective_at IS NULL")
         .bind(millis(now))
         .bind(approval.to_string())
         .execute(&mut *db)
         .await?;
-    let row = sqlx::query("SELECT pending_digest FROM servers WHERE server_id = $1")
+    let row = query("SELECT pending_digest FROM servers WHERE server_id = $1")
         .bind(server.to_string())
         .fetch_one(&mut *db)
         .await?;
@@ -366,7 +390,7 @@ async fn take_effect(
     if row.maybe_bytes32("pending_digest")? == Some(digest(&reported)) {
         approve_current(db, server).await?;
     }
-    sqlx::query(
+    query(
         "UPDATE servers SET identity_digest = pending_digest, pending_digest = NULL, requires_verification = FALSE, \
          verification_reason = NULL, identity_changes = '[]', reissue_secret = TRUE, \
          verified = CASE WHEN verified THEN TRUE ELSE NULL END WHERE server_id = $1",
@@ -374,7 +398,8 @@ async fn take_effect(
     .bind(server.to_string())
     .execute(&mut *db)
     .await?;
-    effects::refresh_server(db, &server.to_string()).await
+    effects::refresh_server(db, &server.to_string()).await?;
+    changed::touch(db, &server.to_string()).await
 }
 
 #[cfg(test)]

@@ -3,8 +3,13 @@
 //! reached the disk. One connection writes, several read.
 
 mod address;
+mod adoption;
+mod again;
+mod attach;
 mod audit;
 mod challenge;
+mod changed;
+mod channels;
 mod device;
 mod dialect;
 mod document;
@@ -13,9 +18,15 @@ mod event;
 mod facts;
 mod heartbeat;
 mod identity;
+mod ids;
+mod leadership;
+mod maintain;
 mod migrate;
+mod note;
+mod notify;
 mod personal;
 mod registration;
+mod replicas;
 mod resources;
 mod revocation;
 mod row;
@@ -25,31 +36,46 @@ mod session_rows;
 mod settings;
 mod state;
 mod status;
+mod usage;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use attach::{AttachedServer, Attachment};
 pub use audit::{Actor, AuditEntry};
-pub use challenge::ChallengeId;
+pub use challenge::{Answered, ChallengeId};
+pub use channels::{ChannelHolder, PresenceRow};
 pub use device::{DeviceRecord, DeviceView, EnrolError, Enrolled, KeyStanding};
+pub use dialect::{Database, InvalidUrl, PostgresOptions};
 pub use event::{EventFilter, NewEvent, SecurityEvent, Severity, Source};
 pub use facts::ServerRecord;
-pub use heartbeat::{Beat, BeatHistory, Heartbeats, RETENTION as BEAT_RETENTION};
+pub use heartbeat::{Beat, BeatHistory, BeatOutcome, HeartbeatOptions, Heartbeats, RETENTION as BEAT_RETENTION};
 pub use identity::{IdentityChanges, IdentityOutcome, SIGNIFICANT_PERCENT};
+pub use ids::{ChannelLease, Cursor, LeaderEpoch, ReplicaId, Revision};
+pub use leadership::LeaseOutcome;
+pub use maintain::{Maintained, Retention};
+pub use migrate::MigrationReport;
+pub use notify::MAX_NOTICE;
 pub use personal::PersonalSecret;
 pub use registration::{IssueError, RegisterError, RegisterRequest, RegisteredServer};
-pub use resources::{Assigned, Change, CommitError, Committed};
+pub use replicas::{REPLICA_SILENT, ReplicaInfo, ReplicaRow};
+pub use resources::{Assigned, Change, CommitError, Committed, Guard, ResourceNews};
 pub(crate) use seal::random;
 pub use seal::{EnvelopeKey, SealError};
 pub use session::{EndReason, Ended, EndedBy, NewSession, SessionError, SessionOutcome, SessionStatus};
-pub use session_rows::{SessionRow, SessionView, Usage};
-pub use state::{AppliedState, StateNumber};
+pub use session_rows::{SessionRow, SessionView};
+pub use state::{AppliedState, StateNumber, StateNumbering};
+pub use usage::{SessionMinute, SessionsApplied, Usage};
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use thiserror::Error;
 use tokio::sync::Semaphore;
 
 use crate::metrics::Metrics;
+use dialect::query;
 use seal::Sealer;
 
 /// How many Argon2id computations run at once; each takes 19 MiB and about 10 ms.
@@ -89,6 +115,23 @@ pub enum StoreError {
         "schema version {0} of the database is not the one of this program: use the program that made it"
     )]
     OtherSchema(i64),
+    /// The schema is older than this program, which may not change it itself.
+    #[error("the database has schema version {found}, this program needs {wanted}: run `horizon-controller migrate`")]
+    OldSchema {
+        /// What was found; 0 when there is none.
+        found: i64,
+        /// What this program needs.
+        wanted: i64,
+    },
+    /// The connection broke while a change was committed.
+    #[error("the connection to the database broke during a commit, so it is not known whether the change was made: {0}")]
+    Unknown(#[source] sqlx::Error),
+    /// Another replica leads since.
+    #[error("another replica leads since: this one changes nothing any more")]
+    Fenced,
+    /// Another replica has the appliance's channel since, or nobody.
+    #[error("another replica has the appliance's channel since")]
+    LostChannel,
     /// Another appliance was registered for the server.
     #[error("another appliance was registered for the server")]
     Replaced,
@@ -109,6 +152,7 @@ struct Inner {
     sealer: Sealer,
     hashing: Semaphore,
     metrics: Metrics,
+    watched: Mutex<Option<leadership::Watched>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -118,22 +162,53 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens or makes the database file and brings its schema up to date. `envelope` opens what is sealed in it.
-    pub async fn open(path: &Path, envelope: &EnvelopeKey, metrics: Metrics) -> Result<Self, StoreError> {
-        let (writer, readers) = dialect::open(path).await?;
-        let hashing = Semaphore::new(HASHING_PERMITS);
-        let inner = Inner { writer, readers, sealer: Sealer::new(envelope), hashing, metrics };
+    /// Opens a database. `envelope` opens what is sealed in it. A file of SQLite is made if need be, and its schema brought
+    /// up to date; the schema of Postgres is [`Store::migrate`]'s, and must be the one this program knows or a newer one
+    /// that works with it.
+    pub async fn open(
+        database: impl Into<Database>,
+        envelope: &EnvelopeKey,
+        metrics: Metrics,
+    ) -> Result<Self, StoreError> {
+        let (writer, readers) = dialect::open(&database.into()).await?;
+        let inner = Inner {
+            writer,
+            readers,
+            sealer: Sealer::new(envelope),
+            hashing: Semaphore::new(HASHING_PERMITS),
+            metrics,
+            watched: Mutex::new(None),
+        };
         let store = Self { inner: Arc::new(inner) };
         let mut tx = store.begin().await?;
-        migrate::run(&mut tx, jiff::Timestamp::now()).await?;
+        match tx.engine() {
+            dialect::Engine::Sqlite => {
+                migrate::run(&mut tx, &migrate::MIGRATIONS, jiff::Timestamp::now()).await?;
+            }
+            dialect::Engine::Postgres => migrate::verify(&mut tx, &migrate::MIGRATIONS).await?,
+        }
         settings::bind_envelope(&mut tx, &store.inner.sealer).await?;
         tx.commit().await?;
         Ok(store)
     }
 
+    /// Brings the schema of a database up to date, in one transaction: if it fails, everything is as it was, and programs
+    /// that run go on. On Postgres the user must own the tables, or may make them; what a running controller may do is
+    /// granted to the role `horizon_run`, where that exists.
+    pub async fn migrate(database: impl Into<Database>) -> Result<MigrationReport, StoreError> {
+        let pool = dialect::open_for_migration(&database.into()).await?;
+        let mut tx = pool.begin().await?;
+        let applied = migrate::run(&mut tx, &migrate::MIGRATIONS, jiff::Timestamp::now()).await?;
+        let missing_roles = migrate::grant(&mut tx).await?;
+        tx.commit().await?;
+        pool.close().await;
+        let version = migrate::MIGRATIONS.last().map_or(0, |newest| newest.version);
+        Ok(MigrationReport { applied, version, missing_roles })
+    }
+
     /// Whether the database answers.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        sqlx::query("SELECT 1").execute(&self.inner.readers).await?;
+        query("SELECT 1").execute(self.readers()).await?;
         Ok(())
     }
 
@@ -150,7 +225,11 @@ impl Store {
 
     /// A writing transaction. Dropped without a commit it changes nothing.
     async fn begin(&self) -> Result<dialect::Transaction, StoreError> {
-        Ok(self.inner.writer.begin_with(dialect::BEGIN_WRITE).await?)
+        let since = std::time::Instant::now();
+        let tx = self.inner.writer.begin().await?;
+        let (open, idle) = self.inner.writer.connections();
+        self.inner.metrics.store_connection(open, idle, since.elapsed());
+        Ok(tx)
     }
 
     fn readers(&self) -> &dialect::Pool {
@@ -159,6 +238,11 @@ impl Store {
 
     fn sealer(&self) -> &Sealer {
         &self.inner.sealer
+    }
+
+    /// Counts an operation that is done again.
+    fn retrying(&self, operation: &'static str) {
+        self.inner.metrics.store_retry(operation);
     }
 
     /// Measures an operation from now until the guard is dropped.

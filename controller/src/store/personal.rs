@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::{
     Actor, IssueError, Store, StoreError,
     audit::{self, Record},
+    dialect::query,
     row::Columns as _,
     seal::random,
 };
@@ -37,8 +38,19 @@ impl Store {
         let secret = self.sealer().tagged(key, &random());
         let salt: [u8; SALT_BYTES] = random();
         let hash = self.hash(secret.clone(), salt.to_vec()).await?;
+        self.retried("issue_personal_secret", || self.keep_hash(key, &hash, &salt, now)).await?;
+        Ok(PersonalSecret { key, secret })
+    }
+
+    async fn keep_hash(
+        &self,
+        key: KeyId,
+        hash: &[u8],
+        salt: &[u8],
+        now: Timestamp,
+    ) -> Result<(), IssueError> {
         let mut tx = self.begin().await?;
-        let row = sqlx::query("SELECT * FROM personal_keys WHERE key_id = $1")
+        let row = query("SELECT * FROM personal_keys WHERE key_id = $1 {lock}")
             .bind(key.to_string())
             .fetch_optional(&mut *tx)
             .await
@@ -51,20 +63,17 @@ impl Store {
         if expired || row.maybe_time("deactivation_date")?.is_some() {
             return Err(IssueError::Ended);
         }
-        sqlx::query(
-            "UPDATE personal_keys SET key_hash = $1, key_salt = $2 WHERE key_id = $3 AND key_hash IS NULL",
-        )
-        .bind(&hash[..])
-        .bind(&salt[..])
-        .bind(key.to_string())
-        .execute(&mut *tx)
-        .await
-        .map_err(StoreError::from)?;
+        query("UPDATE personal_keys SET key_hash = $1, key_salt = $2 WHERE key_id = $3 AND key_hash IS NULL")
+            .bind(hash)
+            .bind(salt)
+            .bind(key.to_string())
+            .execute(&mut *tx)
+            .await
+            .map_err(StoreError::from)?;
         let name = format!("{}/{}", row.text("namespace")?, row.text("name")?);
         let record = Record::new("issue_secret", KindName::PersonalKey.as_str(), key, name);
         audit::write(&mut tx, &Actor::System("enrolment"), now, &[record]).await?;
-        tx.commit().await.map_err(StoreError::from)?;
-        Ok(PersonalSecret { key, secret })
+        Ok(tx.commit().await?)
     }
 
     /// Whether a secret is the key's. Garbage is told by its tag, without the database and the hash; an unknown key takes
@@ -73,7 +82,7 @@ impl Store {
         if !self.sealer().plausible(key, secret) {
             return Ok(false);
         }
-        let row = sqlx::query("SELECT key_hash, key_salt FROM personal_keys WHERE key_id = $1")
+        let row = query("SELECT key_hash, key_salt FROM personal_keys WHERE key_id = $1")
             .bind(key.to_string())
             .fetch_optional(self.readers())
             .await?;

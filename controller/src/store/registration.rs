@@ -9,9 +9,10 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use super::{
-    Actor, NewEvent, Severity, Source, Store, StoreError,
+    Actor, ChannelLease, NewEvent, Severity, Source, Store, StoreError,
     audit::{self, Record},
-    dialect::{Connection, Transaction},
+    changed, channels,
+    dialect::{Connection, Transaction, query},
     effects, event, identity, resources,
     row::{Columns as _, millis},
     seal::{Place, random},
@@ -68,6 +69,8 @@ pub struct RegisteredServer {
     pub secret: Secret,
     /// Whether this was the first time.
     pub fresh: bool,
+    /// The number that ended the channel of the appliance before, when this was the first time.
+    pub ended: Option<ChannelLease>,
 }
 
 /// Why an appliance was not registered. All but `Unknown` and `Store` are told only to the holder of the right secret.
@@ -111,8 +114,12 @@ impl From<sqlx::Error> for RegisterError {
 impl Store {
     /// Makes the secret of a registration key, once. Only its SHA-256 is kept, which suffices for 256 random bits.
     pub async fn issue_registration_secret(&self, key: Uuid, now: Timestamp) -> Result<Secret, IssueError> {
+        self.retried("issue_registration_secret", || self.issue_once(key, now)).await
+    }
+
+    async fn issue_once(&self, key: Uuid, now: Timestamp) -> Result<Secret, IssueError> {
         let mut tx = self.begin().await?;
-        let row = sqlx::query("SELECT * FROM registration_keys WHERE key_uid = $1")
+        let row = query("SELECT * FROM registration_keys WHERE key_uid = $1 {lock}")
             .bind(key.to_string())
             .fetch_optional(&mut *tx)
             .await
@@ -126,33 +133,33 @@ impl Store {
             return Err(IssueError::Ended);
         }
         let secret = Secret::new(random());
-        sqlx::query(
-            "UPDATE registration_keys SET secret_hash = $1 WHERE key_uid = $2 AND secret_hash IS NULL",
-        )
-        .bind(hash(&secret))
-        .bind(key.to_string())
-        .execute(&mut *tx)
-        .await
-        .map_err(StoreError::from)?;
+        query("UPDATE registration_keys SET secret_hash = $1 WHERE key_uid = $2 AND secret_hash IS NULL")
+            .bind(hash(&secret))
+            .bind(key.to_string())
+            .execute(&mut *tx)
+            .await
+            .map_err(StoreError::from)?;
         let name = format!("{}/{}", row.text("namespace")?, row.text("name")?);
         let record = Record::new("issue_secret", KindName::RegistrationKey.as_str(), key, name);
         audit::write(&mut tx, &Actor::System("registration"), now, &[record]).await?;
-        tx.commit().await.map_err(StoreError::from)?;
+        tx.commit().await?;
         Ok(secret)
     }
 
     /// Notes the file that a key's secret was delivered to, for a `RegistrationKey` or a `PersonalKey`; `None` when it was
     /// taken away.
     pub async fn note_secret_file(&self, key: Uuid, file: Option<&str>) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        for update in [
-            "UPDATE registration_keys SET secret_file = $1 WHERE key_uid = $2",
-            "UPDATE personal_keys SET secret_file = $1 WHERE key_id = $2",
-        ] {
-            sqlx::query(update).bind(file).bind(key.to_string()).execute(&mut *tx).await?;
-        }
-        tx.commit().await?;
-        Ok(())
+        self.repeatable("note_secret_file", || async {
+            let mut tx = self.begin().await?;
+            for update in [
+                "UPDATE registration_keys SET secret_file = $1 WHERE key_uid = $2",
+                "UPDATE personal_keys SET secret_file = $1 WHERE key_id = $2",
+            ] {
+                query(update).bind(file).bind(key.to_string()).execute(&mut *tx).await?;
+            }
+            tx.commit().await
+        })
+        .await
     }
 
     /// Registers an appliance: the token is bound to the first key that uses it. The same key with the same token gets the
@@ -163,8 +170,16 @@ impl Store {
         now: Timestamp,
     ) -> Result<RegisteredServer, RegisterError> {
         let _timed = self.timed("register_server");
+        self.retried("register_server", || self.register_once(request, now)).await
+    }
+
+    async fn register_once(
+        &self,
+        request: &RegisterRequest,
+        now: Timestamp,
+    ) -> Result<RegisteredServer, RegisterError> {
         let mut tx = self.begin().await?;
-        let row = sqlx::query("SELECT * FROM registration_keys WHERE secret_hash = $1")
+        let row = query("SELECT * FROM registration_keys WHERE secret_hash = $1 {lock}")
             .bind(hash(&request.secret))
             .fetch_optional(&mut *tx)
             .await?
@@ -176,7 +191,7 @@ impl Store {
         if let Some(used) = row.maybe_time("used_date")? {
             let server: ServerId = row.parsed("used_by_server_id")?;
             if row.maybe_bytes32("used_by_public_key")? == Some(request.public_key.0) {
-                let answer = self.registered(&mut tx, server, request, false).await?;
+                let answer = self.registered(&mut tx, server, request, None).await?;
                 let name = format!("{}/{}", answer.namespace, answer.name);
                 let record = Record::new("register_again", KindName::Server.as_str(), server, name)
                     .notes(format!("from {}", request.address));
@@ -216,7 +231,9 @@ impl Store {
             return Err(RegisterError::Ended(server_name));
         }
         self.bind(&mut tx, key_uid, server, request, now).await?;
-        let answer = self.registered(&mut tx, server, request, true).await?;
+        let ended = channels::end(&mut tx, server).await?;
+        changed::touch(&mut tx, &server.to_string()).await?;
+        let answer = self.registered(&mut tx, server, request, Some(ended)).await?;
         let record =
             Record::new("register", KindName::Server.as_str(), server, format!("{namespace}/{server_name}"))
                 .notes(format!("appliance {} with key {}", request.hostname, request.public_key));
@@ -227,7 +244,7 @@ impl Store {
 
     /// The registration key that a server's appliance used last.
     pub async fn registration_key_of(&self, server: ServerId) -> Result<Option<Uuid>, StoreError> {
-        let row = sqlx::query(
+        let row = query(
             "SELECT key_uid FROM registration_keys WHERE used_by_server_id = $1 ORDER BY used_date DESC LIMIT 1",
         )
         .bind(server.to_string())
@@ -244,7 +261,7 @@ impl Store {
         request: &RegisterRequest,
         now: Timestamp,
     ) -> Result<(), RegisterError> {
-        sqlx::query(
+        query(
             "UPDATE registration_keys SET used_date = $1, used_by_server_id = $2, used_by_public_key = $3 \
              WHERE key_uid = $4 AND used_date IS NULL",
         )
@@ -256,7 +273,7 @@ impl Store {
         .await?;
         let secret = self.sealer().seal(Place::Verification, server.as_bytes(), &Secret::new(random()));
         let digest = identity::digest(&request.factors);
-        sqlx::query(
+        query(
             "UPDATE servers SET registration_date = $1, public_key = $2, verification_secret = $3, \
              previous_secret = NULL, hostname = $4, version = $5, public_ip = $6, identity_digest = $7, \
              pending_digest = NULL, identity_changes = '[]', requires_verification = FALSE, verification_reason = NULL, \
@@ -285,9 +302,9 @@ impl Store {
         tx: &mut Transaction,
         server: ServerId,
         request: &RegisterRequest,
-        fresh: bool,
+        ended: Option<ChannelLease>,
     ) -> Result<RegisteredServer, RegisterError> {
-        let row = sqlx::query("SELECT * FROM servers WHERE server_id = $1")
+        let row = query("SELECT * FROM servers WHERE server_id = $1")
             .bind(server.to_string())
             .fetch_one(&mut **tx)
             .await?;
@@ -305,20 +322,26 @@ impl Store {
             .sealer()
             .open(Place::Verification, server.as_bytes(), &row.bytes("verification_secret")?)
             .map_err(StoreError::from)?;
-        Ok(RegisteredServer { server, namespace: row.parsed("namespace")?, name, secret, fresh })
+        let namespace = row.parsed("namespace")?;
+        Ok(RegisteredServer { server, namespace, name, secret, fresh: ended.is_some(), ended })
     }
 
     /// Notes what an appliance says it can do. Returns whether that is new.
     pub async fn note_capabilities(
         &self,
         server: ServerId,
+        lease: ChannelLease,
         capabilities: &[Capability],
         now: Timestamp,
     ) -> Result<bool, StoreError> {
-        let mut tx = self.begin().await?;
-        let changed = write_capabilities(&mut tx, server, capabilities, now).await?;
-        tx.commit().await?;
-        Ok(changed)
+        self.retried("note_capabilities", || async {
+            let mut tx = self.begin().await?;
+            let changed = channels::hold(&mut tx, server, lease).await?
+                && write_capabilities(&mut tx, server, capabilities, now).await?;
+            tx.commit().await?;
+            Ok(changed)
+        })
+        .await
     }
 }
 
@@ -327,14 +350,14 @@ fn hash(secret: &Secret) -> Vec<u8> {
 }
 
 async fn ended(db: &mut Connection, server: ServerId) -> Result<bool, StoreError> {
-    let row = sqlx::query("SELECT decommission_date, revoked_date FROM servers WHERE server_id = $1")
+    let row = query("SELECT decommission_date, revoked_date FROM servers WHERE server_id = $1 {lock}")
         .bind(server.to_string())
         .fetch_one(&mut *db)
         .await?;
     Ok(row.maybe_time("decommission_date")?.is_some() || row.maybe_time("revoked_date")?.is_some())
 }
 
-async fn write_capabilities(
+pub(super) async fn write_capabilities(
     db: &mut Connection,
     server: ServerId,
     capabilities: &[Capability],
@@ -345,14 +368,14 @@ async fn write_capabilities(
         let enabled = capabilities.contains(&capability);
         // What was never reported needs no row that says so.
         let done = if enabled {
-            sqlx::query(
+            query(
                 "INSERT INTO server_capabilities (server_id, capability_type, added_date, last_updated, enabled) \
                  VALUES ($1, $2, $3, $3, TRUE) ON CONFLICT (server_id, capability_type) \
                  DO UPDATE SET enabled = TRUE, last_updated = excluded.last_updated \
                  WHERE server_capabilities.enabled = FALSE",
             )
         } else {
-            sqlx::query(
+            query(
                 "UPDATE server_capabilities SET enabled = FALSE, last_updated = $3 \
                  WHERE server_id = $1 AND capability_type = $2 AND enabled",
             )

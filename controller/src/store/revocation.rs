@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     Actor, NewEvent, Severity, Source, StoreError,
     audit::{self, Record},
-    dialect::Connection,
+    dialect::{Connection, query},
     effects, event, resources,
     row::{Columns as _, millis},
 };
@@ -39,17 +39,18 @@ pub(super) async fn record(
                 servers.extend(id.parse().ok().map(ServerId));
             }
             TargetKind::PersonalKey => {
-                servers = servers_of_key(db, id).await?;
+                // What is asked for at the same time is either refused from here on, or seen by what follows.
                 personal_key(db, id, reason, spec.compromised, now).await?;
+                servers = servers_of_key(db, id).await?;
             }
             TargetKind::RegistrationKey => registration_key(db, id, reason, now).await?,
             TargetKind::Device => {
-                servers = servers_of_device(db, id).await?;
                 device(db, id, reason, now).await?;
+                servers = servers_of_device(db, id).await?;
             }
         }
     }
-    sqlx::query(
+    query(
         "INSERT INTO revocations (revocation_uid, target_kind, target_namespace, target_name, target_id, reason, \
          compromised, decided_at, effective_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
     )
@@ -98,7 +99,7 @@ pub(super) async fn catch_up(
     new: &[(TargetKind, &ResourceId, Uuid)],
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    let rows = sqlx::query(
+    let rows = query(
         "SELECT v.revocation_uid, v.target_kind, v.target_namespace, v.target_name, v.reason, v.compromised \
          FROM revocations v JOIN resources r ON r.uid = v.revocation_uid WHERE v.target_id IS NULL AND r.deleted_at IS NULL",
     )
@@ -118,7 +119,7 @@ pub(super) async fn catch_up(
             TargetKind::RegistrationKey => registration_key(db, &id, &reason, now).await?,
             TargetKind::Device => continue,
         }
-        sqlx::query("UPDATE revocations SET target_id = $1 WHERE revocation_uid = $2")
+        query("UPDATE revocations SET target_id = $1 WHERE revocation_uid = $2")
             .bind(&id)
             .bind(row.text("revocation_uid")?)
             .execute(&mut *db)
@@ -138,7 +139,7 @@ async fn find(
         TargetKind::PersonalKey => KindName::PersonalKey,
         TargetKind::RegistrationKey => KindName::RegistrationKey,
         TargetKind::Device => {
-            let row = sqlx::query(
+            let row = query(
                 "SELECT d.device_id FROM devices d JOIN personal_keys k ON k.key_id = d.key_id \
                  WHERE d.device_id = $1 AND k.namespace = $2",
             )
@@ -159,13 +160,13 @@ async fn server(
     compromised: bool,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE servers SET revoked_date = $1 WHERE server_id = $2 AND revoked_date IS NULL")
+    query("UPDATE servers SET revoked_date = $1 WHERE server_id = $2 AND revoked_date IS NULL")
         .bind(millis(now))
         .bind(id)
         .execute(&mut *db)
         .await?;
     if compromised {
-        sqlx::query("UPDATE servers SET compromised = TRUE WHERE server_id = $1")
+        query("UPDATE servers SET compromised = TRUE WHERE server_id = $1")
             .bind(id)
             .execute(&mut *db)
             .await?;
@@ -181,7 +182,7 @@ pub(super) async fn registration_key(
     reason: &str,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    sqlx::query(
+    query(
         "UPDATE registration_keys SET revoked_date = $1, revocation_reason = $2 \
          WHERE key_uid = $3 AND revoked_date IS NULL",
     )
@@ -201,7 +202,7 @@ pub(super) async fn personal_key(
     compromised: bool,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    sqlx::query(
+    query(
         "UPDATE personal_keys SET status = CASE WHEN $1 OR status = 'compromised' THEN 'compromised' \
          ELSE 'deactivated' END, deactivation_date = COALESCE(deactivation_date, $2), \
          deactivation_reason = COALESCE(deactivation_reason, $3) WHERE key_id = $4",
@@ -216,7 +217,7 @@ pub(super) async fn personal_key(
 }
 
 async fn device(db: &mut Connection, id: &str, reason: &str, now: Timestamp) -> Result<(), StoreError> {
-    sqlx::query(
+    query(
         "UPDATE devices SET status = 'blocked', blocked_date = $1, blocked_reason = $2 \
          WHERE device_id = $3 AND blocked_date IS NULL",
     )
@@ -239,12 +240,15 @@ pub(super) async fn servers_of_user(db: &mut Connection, user: &str) -> Result<V
     servers(db, query, user).await
 }
 
-async fn servers_of_device(db: &mut Connection, device: &str) -> Result<Vec<ServerId>, StoreError> {
+pub(super) async fn servers_of_device(
+    db: &mut Connection,
+    device: &str,
+) -> Result<Vec<ServerId>, StoreError> {
     let query = "SELECT DISTINCT server_id FROM connections WHERE device_id = $1 AND status IN ('requested', 'active')";
     servers(db, query, device).await
 }
 
-async fn servers(db: &mut Connection, query: &'static str, id: &str) -> Result<Vec<ServerId>, StoreError> {
-    let rows = sqlx::query(query).bind(id).fetch_all(&mut *db).await?;
+async fn servers(db: &mut Connection, sql: &'static str, id: &str) -> Result<Vec<ServerId>, StoreError> {
+    let rows = query(sql).bind(id).fetch_all(&mut *db).await?;
     rows.iter().map(|row| row.parsed("server_id")).collect()
 }

@@ -4,9 +4,21 @@ use std::{fmt::Display, str::FromStr};
 
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
-use sqlx::Row as _;
+use sqlx::{Decode, Postgres, Row as _, Sqlite, Type};
 
 use super::{StoreError, dialect::Row};
+
+impl Row {
+    fn get<T>(&self, column: &'static str) -> Result<T, StoreError>
+    where
+        T: for<'r> Decode<'r, Sqlite> + Type<Sqlite> + for<'r> Decode<'r, Postgres> + Type<Postgres>,
+    {
+        Ok(match self {
+            Self::Sqlite(row) => row.try_get(column)?,
+            Self::Postgres(row) => row.try_get(column)?,
+        })
+    }
+}
 
 /// A time as the database keeps it.
 pub(super) fn millis(time: Timestamp) -> i64 {
@@ -36,6 +48,8 @@ pub(super) trait Columns {
     fn maybe_time(&self, column: &'static str) -> Result<Option<Timestamp>, StoreError>;
     /// An integer.
     fn int(&self, column: &'static str) -> Result<i64, StoreError>;
+    /// An integer or NULL.
+    fn maybe_int(&self, column: &'static str) -> Result<Option<i64>, StoreError>;
     /// A count.
     fn count(&self, column: &'static str) -> Result<u64, StoreError>;
     /// A truth.
@@ -68,25 +82,29 @@ impl Columns for Row {
     }
 
     fn text(&self, column: &'static str) -> Result<String, StoreError> {
-        Ok(self.try_get(column)?)
+        self.get(column)
     }
 
     fn maybe_text(&self, column: &'static str) -> Result<Option<String>, StoreError> {
-        Ok(self.try_get(column)?)
+        self.get(column)
     }
 
     fn time(&self, column: &'static str) -> Result<Timestamp, StoreError> {
-        Timestamp::from_millisecond(self.try_get(column)?).map_err(|e| corrupt(column, e))
+        Timestamp::from_millisecond(self.int(column)?).map_err(|e| corrupt(column, e))
     }
 
     fn maybe_time(&self, column: &'static str) -> Result<Option<Timestamp>, StoreError> {
-        self.try_get::<Option<i64>, _>(column)?
+        self.maybe_int(column)?
             .map(|t| Timestamp::from_millisecond(t).map_err(|e| corrupt(column, e)))
             .transpose()
     }
 
     fn int(&self, column: &'static str) -> Result<i64, StoreError> {
-        Ok(self.try_get(column)?)
+        self.get(column)
+    }
+
+    fn maybe_int(&self, column: &'static str) -> Result<Option<i64>, StoreError> {
+        self.get(column)
     }
 
     fn count(&self, column: &'static str) -> Result<u64, StoreError> {
@@ -94,19 +112,19 @@ impl Columns for Row {
     }
 
     fn flag(&self, column: &'static str) -> Result<bool, StoreError> {
-        Ok(self.try_get(column)?)
+        self.get(column)
     }
 
     fn maybe_flag(&self, column: &'static str) -> Result<Option<bool>, StoreError> {
-        Ok(self.try_get(column)?)
+        self.get(column)
     }
 
     fn bytes(&self, column: &'static str) -> Result<Vec<u8>, StoreError> {
-        Ok(self.try_get(column)?)
+        self.get(column)
     }
 
     fn maybe_bytes(&self, column: &'static str) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.try_get(column)?)
+        self.get(column)
     }
 
     fn maybe_bytes32(&self, column: &'static str) -> Result<Option<[u8; 32]>, StoreError> {

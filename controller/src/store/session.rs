@@ -10,9 +10,9 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use super::{
-    DeviceRecord, SessionRow, Store, StoreError, address,
+    DeviceRecord, SessionRow, Store, StoreError, address, changed,
     device::{key_standing, standing},
-    dialect::Connection,
+    dialect::{Connection, query},
     facts,
     row::{Columns as _, millis},
     seal::{Place, random},
@@ -166,8 +166,18 @@ impl Store {
         now: Timestamp,
     ) -> Result<SessionOutcome, SessionError> {
         let _timed = self.timed("request_session");
+        self.retried("request_session", || self.request_once(request, now)).await
+    }
+
+    async fn request_once(
+        &self,
+        request: &NewSession<'_>,
+        now: Timestamp,
+    ) -> Result<SessionOutcome, SessionError> {
         let (device, server) = (request.device, request.grant.server);
         let mut tx = self.begin().await?;
+        // Of several requests for one user, one comes first and the others see it.
+        tx.serialise(&format!("sessions of {}", device.user)).await?;
         recheck(&mut tx, device.id, server, now).await?;
         let mut replaced = None;
         if let Some(live) = live_of_user(&mut tx, device.user).await? {
@@ -182,7 +192,7 @@ impl Store {
                 return Ok(SessionOutcome::Conflict { conflict: live.conflict, server: live.server });
             }
         }
-        let sessions = sqlx::query(
+        let sessions = query(
             "SELECT COUNT(*) AS n FROM connections WHERE server_id = $1 AND status IN ('requested', 'active')",
         )
         .bind(server.to_string())
@@ -205,7 +215,7 @@ impl Store {
             (true, false) => "vpn",
             (false, _) => "lan_emulation",
         };
-        sqlx::query(
+        query(
             "INSERT INTO connections (connection_id, kind, server_id, device_id, key_id, user_uid, status, \
              connection_type, connection_start, client_ip, allocated_resources, secret) \
              VALUES ($1, 'access', $2, $3, $4, $5, 'requested', $6, $7, $8, $9, $10)",
@@ -222,6 +232,7 @@ impl Store {
         .bind(self.sealer().seal(Place::Session, id.as_bytes(), &secret))
         .execute(&mut *tx)
         .await?;
+        changed::touch(&mut tx, &server.to_string()).await?;
         tx.commit().await?;
         let session = Box::new(SessionRow {
             id,
@@ -244,21 +255,6 @@ impl Store {
         Ok(SessionOutcome::Requested { session, replaced })
     }
 
-    /// Notes that a session's appliance admits it. Returns whether it was only requested before.
-    pub async fn activate_session(&self, session: SessionId, now: Timestamp) -> Result<bool, StoreError> {
-        let mut tx = self.begin().await?;
-        let done = sqlx::query(
-            "UPDATE connections SET status = 'active', activated_date = $1 \
-             WHERE connection_id = $2 AND status = 'requested'",
-        )
-        .bind(millis(now))
-        .bind(session.to_string())
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        Ok(done.rows_affected() > 0)
-    }
-
     /// Ends a session if it is live. Of several that try, one gets the answer that it did.
     pub async fn end_session(
         &self,
@@ -266,9 +262,15 @@ impl Store {
         reason: &EndReason,
         now: Timestamp,
     ) -> Result<Option<Ended>, StoreError> {
-        let mut tx = self.begin().await?;
-        let ended = end(&mut tx, session, reason, now).await?;
-        tx.commit().await?;
+        let _timed = self.timed("end_session");
+        let ended = self
+            .retried("end_session", || async {
+                let mut tx = self.begin().await?;
+                let ended = end(&mut tx, session, reason, now).await?;
+                tx.commit().await?;
+                Ok::<_, StoreError>(ended)
+            })
+            .await?;
         if ended.is_some() {
             self.inner.metrics.session_ended(reason.status.as_str());
         }
@@ -287,7 +289,7 @@ struct Live {
 }
 
 async fn live_of_user(db: &mut Connection, user: Uuid) -> Result<Option<Live>, StoreError> {
-    let row = sqlx::query(
+    let row = query(
         "SELECT c.connection_id, c.connection_start, c.device_id, c.server_id, d.device_name, s.name FROM connections c \
          JOIN devices d ON d.device_id = c.device_id JOIN servers s ON s.server_id = c.server_id \
          WHERE c.user_uid = $1 AND c.kind = 'access' AND c.status IN ('requested', 'active')",
@@ -315,9 +317,9 @@ async fn recheck(
     server: ServerId,
     now: Timestamp,
 ) -> Result<(), SessionError> {
-    let row = sqlx::query(
+    let row = query(
         "SELECT d.blocked_date, k.deactivation_date, k.expiration_date FROM devices d \
-         JOIN personal_keys k ON k.key_id = d.key_id WHERE d.device_id = $1 AND d.status <> 'inactive'",
+         JOIN personal_keys k ON k.key_id = d.key_id WHERE d.device_id = $1 AND d.status <> 'inactive' {share}",
     )
     .bind(device.to_string())
     .fetch_optional(&mut *db)
@@ -333,13 +335,30 @@ async fn recheck(
     }
 }
 
-async fn end(
+/// The session's appliance admits it. Whether it was only requested before.
+pub(super) async fn activate(
+    db: &mut Connection,
+    session: SessionId,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let done = query(
+        "UPDATE connections SET status = 'active', activated_date = $1 \
+         WHERE connection_id = $2 AND status = 'requested'",
+    )
+    .bind(millis(now))
+    .bind(session.to_string())
+    .execute(&mut *db)
+    .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+pub(super) async fn end(
     db: &mut Connection,
     session: SessionId,
     reason: &EndReason,
     now: Timestamp,
 ) -> Result<Option<Ended>, StoreError> {
-    let row = sqlx::query(
+    let row = query(
         "UPDATE connections SET status = $1, connection_end = $2, termination_reason = $3, initiated_by = $4, \
          connected = FALSE WHERE connection_id = $5 AND status IN ('requested', 'active') \
          RETURNING server_id, device_id",
@@ -351,13 +370,8 @@ async fn end(
     .bind(session.to_string())
     .fetch_optional(&mut *db)
     .await?;
-    row.map(|row| {
-        Ok(Ended {
-            session,
-            server: row.parsed("server_id")?,
-            device: row.parsed("device_id")?,
-            reason: reason.reason.clone(),
-        })
-    })
-    .transpose()
+    let Some(row) = row else { return Ok(None) };
+    let server: ServerId = row.parsed("server_id")?;
+    changed::touch(db, &server.to_string()).await?;
+    Ok(Some(Ended { session, server, device: row.parsed("device_id")?, reason: reason.reason.clone() }))
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use horizon_controller_core::{DeviceStanding, SessionFacts};
 use horizon_model::{
-    DeviceId, NetworkId, PublicKey, Secret, ServerId, SessionConflict, SessionId, SessionKind, SessionUsage,
+    DeviceId, NetworkId, PublicKey, Secret, ServerId, SessionConflict, SessionId, SessionKind,
 };
 use jiff::Timestamp;
 use serde::Serialize;
@@ -13,8 +13,8 @@ use uuid::Uuid;
 use super::{
     KeyStanding, SessionStatus, Store, StoreError,
     device::{key_standing, standing},
-    dialect::Row,
-    row::{Columns as _, int, millis},
+    dialect::{Builder, Row, query},
+    row::{Columns as _, millis},
     seal::Place,
 };
 
@@ -114,25 +114,14 @@ pub struct SessionView {
     pub rtt_micros: u64,
 }
 
-/// What a report changed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// How many of the reported sessions are live and the server's.
-    pub known: usize,
-    /// How many are not.
-    pub unknown: usize,
-}
-
 const LIVE: &str = "SELECT c.*, d.public_key, d.device_name, d.status AS device_status, k.deactivation_date, \
      k.expiration_date, s.name AS server_name FROM connections c JOIN devices d ON d.device_id = c.device_id \
      JOIN personal_keys k ON k.key_id = d.key_id JOIN servers s ON s.server_id = c.server_id WHERE c.status IN ('requested', 'active') ";
 
-type Query = sqlx::QueryBuilder<super::dialect::Engine>;
-
 impl Store {
     /// The live sessions of a server, oldest first.
     pub async fn sessions_of_server(&self, server: ServerId) -> Result<Vec<SessionRow>, StoreError> {
-        let mut query = Query::new(LIVE);
+        let mut query = Builder::new(LIVE);
         query.push("AND c.server_id = ").push_bind(server.to_string()).push(" ORDER BY c.connection_id");
         let rows = query.build().fetch_all(self.readers()).await?;
         rows.iter().map(|row| self.read_session(row)).collect()
@@ -140,7 +129,7 @@ impl Store {
 
     /// A session, if it is live.
     pub async fn live_session(&self, session: SessionId) -> Result<Option<SessionRow>, StoreError> {
-        let mut query = Query::new(LIVE);
+        let mut query = Builder::new(LIVE);
         query.push("AND c.connection_id = ").push_bind(session.to_string());
         let row = query.build().fetch_optional(self.readers()).await?;
         row.map(|row| self.read_session(&row)).transpose()
@@ -151,7 +140,7 @@ impl Store {
         &self,
         user: Uuid,
     ) -> Result<Option<(SessionConflict, SessionRow)>, StoreError> {
-        let mut query = Query::new(LIVE);
+        let mut query = Builder::new(LIVE);
         query.push("AND c.kind = 'access' AND c.user_uid = ").push_bind(user.to_string());
         let Some(row) = query.build().fetch_optional(self.readers()).await? else { return Ok(None) };
         let session = self.read_session(&row)?;
@@ -176,7 +165,7 @@ impl Store {
             .map(|id| ("user_uid", id.to_string()))
             .chain(devices.iter().map(|id| ("device_id", id.to_string())))
         {
-            let mut query = Query::new(
+            let mut query = Builder::new(
                 "SELECT DISTINCT server_id FROM connections WHERE status IN ('requested', 'active') AND ",
             );
             query.push(column).push(" = ").push_bind(id);
@@ -190,7 +179,7 @@ impl Store {
     /// Every server that has live sessions.
     pub async fn all_servers_with_sessions(&self) -> Result<Vec<ServerId>, StoreError> {
         let rows =
-            sqlx::query("SELECT DISTINCT server_id FROM connections WHERE status IN ('requested', 'active')")
+            query("SELECT DISTINCT server_id FROM connections WHERE status IN ('requested', 'active')")
                 .fetch_all(self.readers())
                 .await?;
         rows.iter().map(|row| row.parsed("server_id")).collect()
@@ -198,16 +187,15 @@ impl Store {
 
     /// How many sessions are live.
     pub async fn count_sessions(&self) -> Result<u32, StoreError> {
-        let row =
-            sqlx::query("SELECT COUNT(*) AS n FROM connections WHERE status IN ('requested', 'active')")
-                .fetch_one(self.readers())
-                .await?;
+        let row = query("SELECT COUNT(*) AS n FROM connections WHERE status IN ('requested', 'active')")
+            .fetch_one(self.readers())
+            .await?;
         Ok(u32::try_from(row.count("n")?).unwrap_or(u32::MAX))
     }
 
     /// Every live session with its user and its server.
     pub async fn live_sessions(&self) -> Result<Vec<(SessionId, Uuid, ServerId)>, StoreError> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT connection_id, user_uid, server_id FROM connections WHERE status IN ('requested', 'active')",
         )
         .fetch_all(self.readers())
@@ -219,7 +207,7 @@ impl Store {
 
     /// Why and when an ended session ended; `None` while it is live or unknown.
     pub async fn session_end(&self, session: SessionId) -> Result<Option<String>, StoreError> {
-        let row = sqlx::query(
+        let row = query(
             "SELECT termination_reason FROM connections WHERE connection_id = $1 AND connection_end IS NOT NULL",
         )
         .bind(session.to_string())
@@ -230,7 +218,7 @@ impl Store {
 
     /// Live sessions that nobody used since a time: no connection carries them, and none did since.
     pub async fn idle_sessions(&self, since: Timestamp) -> Result<Vec<SessionRow>, StoreError> {
-        let mut query = Query::new(LIVE);
+        let mut query = Builder::new(LIVE);
         query.push(
             "AND c.status = 'active' AND NOT c.connected AND COALESCE(c.last_connected, c.activated_date) < ",
         );
@@ -241,53 +229,15 @@ impl Store {
 
     /// Sessions that were asked for before a time and have not been taken in since: nobody waits for them any more.
     pub async fn stale_requests(&self, before: Timestamp) -> Result<Vec<SessionRow>, StoreError> {
-        let mut query = Query::new(LIVE);
+        let mut query = Builder::new(LIVE);
         query.push("AND c.status = 'requested' AND c.connection_start < ").push_bind(millis(before));
         let rows = query.build().fetch_all(self.readers()).await?;
         rows.iter().map(|row| self.read_session(row)).collect()
     }
 
-    /// Notes what an appliance reports about its sessions. Those that are not its own are left alone.
-    pub async fn note_usage(
-        &self,
-        server: ServerId,
-        usage: &[SessionUsage],
-        now: Timestamp,
-    ) -> Result<Usage, StoreError> {
-        let mut noted = Usage::default();
-        if usage.is_empty() {
-            return Ok(noted);
-        }
-        let _timed = self.timed("note_usage");
-        let mut tx = self.begin().await?;
-        for session in usage {
-            let done = sqlx::query(
-                "UPDATE connections SET connected = $1, last_connected = CASE WHEN $1 OR connected THEN $2 \
-                 ELSE last_connected END, bytes_sent = $3, bytes_received = $4, rtt_micros = $5 \
-                 WHERE connection_id = $6 AND server_id = $7 AND status IN ('requested', 'active')",
-            )
-            .bind(session.connected)
-            .bind(millis(now))
-            .bind(int(session.bytes_sent))
-            .bind(int(session.bytes_received))
-            .bind(int(session.rtt_micros))
-            .bind(session.session.to_string())
-            .bind(server.to_string())
-            .execute(&mut *tx)
-            .await?;
-            if done.rows_affected() > 0 {
-                noted.known += 1;
-            } else {
-                noted.unknown += 1;
-            }
-        }
-        tx.commit().await?;
-        Ok(noted)
-    }
-
     /// Sessions, live ones first, then the newest first.
     pub async fn list_sessions(&self, limit: u32) -> Result<Vec<SessionView>, StoreError> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT c.*, d.device_name, s.name AS server_name, k.namespace, k.user_name FROM connections c \
              JOIN devices d ON d.device_id = c.device_id JOIN servers s ON s.server_id = c.server_id \
              JOIN personal_keys k ON k.key_id = c.key_id \

@@ -5,7 +5,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     SealError, Store, StoreError,
-    dialect::Connection,
+    dialect::{Connection, query},
     row::{Columns as _, millis},
     seal::Sealer,
 };
@@ -20,21 +20,22 @@ pub(super) async fn get<T: DeserializeOwned>(
     db: &mut Connection,
     name: &str,
 ) -> Result<Option<T>, StoreError> {
-    let row = sqlx::query("SELECT setting_value FROM system_settings WHERE setting_name = $1")
+    let row = query("SELECT setting_value FROM system_settings WHERE setting_name = $1")
         .bind(name)
         .fetch_optional(&mut *db)
         .await?;
     row.map(|row| row.json("setting_value")).transpose()
 }
 
-async fn put<T: Serialize>(
+/// Sets the value of a setting.
+pub(super) async fn put<T: Serialize>(
     db: &mut Connection,
     name: &str,
     value: &T,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let text = serde_json::to_string(value).unwrap_or_default();
-    sqlx::query(
+    query(
         "INSERT INTO system_settings (setting_name, setting_value, modified_date) VALUES ($1, $2, $3) \
          ON CONFLICT (setting_name) DO UPDATE SET setting_value = excluded.setting_value, \
          modified_date = excluded.modified_date",
@@ -49,6 +50,7 @@ async fn put<T: Serialize>(
 
 /// Ties a new database to its envelope key and starts its epoch, and refuses another key for an existing one.
 pub(super) async fn bind_envelope(db: &mut Connection, sealer: &Sealer) -> Result<(), StoreError> {
+    db.serialise(ENVELOPE).await?;
     match get::<Vec<u8>>(db, ENVELOPE).await? {
         Some(check) if check == sealer.check() => Ok(()),
         Some(_) => Err(SealError.into()),
@@ -68,12 +70,16 @@ impl Store {
     /// Notes the version of the KeySet in use. Returns the newest that was ever in use, so that a key directory that was
     /// rolled back shows.
     pub async fn note_keyset(&self, version: u64, now: Timestamp) -> Result<u64, StoreError> {
-        let mut tx = self.begin().await?;
-        let newest = get::<u64>(&mut tx, KEYSET).await?.unwrap_or(0);
-        if version > newest {
-            put(&mut tx, KEYSET, &version, now).await?;
-        }
-        tx.commit().await?;
-        Ok(newest.max(version))
+        self.repeatable("note_keyset", || async {
+            let mut tx = self.begin().await?;
+            tx.serialise(KEYSET).await?;
+            let newest = get::<u64>(&mut tx, KEYSET).await?.unwrap_or(0);
+            if version > newest {
+                put(&mut tx, KEYSET, &version, now).await?;
+            }
+            tx.commit().await?;
+            Ok(newest.max(version))
+        })
+        .await
     }
 }

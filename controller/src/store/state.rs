@@ -7,8 +7,9 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::{
-    Store, StoreError,
-    row::{Columns as _, int, millis},
+    ChannelLease, Revision, Store, StoreError, attach, channels,
+    dialect::{Connection, query},
+    row::{Columns as _, int},
     settings,
 };
 
@@ -19,6 +20,17 @@ pub struct StateNumber {
     pub epoch: u64,
     /// Raised with every change.
     pub generation: u64,
+}
+
+/// What became of a state that was to be numbered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateNumbering {
+    /// It has this number.
+    Numbered(StateNumber),
+    /// There is no such server.
+    NoServer,
+    /// A state made from a newer version of the resources, this one, has a number already: make it anew from that.
+    Stale(Revision),
 }
 
 /// What an appliance says it applied.
@@ -39,89 +51,98 @@ pub struct AppliedState {
 impl Store {
     /// The number of a server's state with this digest: the one in force, or the next if the digest is another. The next is
     /// above what the appliance says it applied, so that it takes states also from a controller whose backup was restored.
-    /// `None` when there is no such server.
+    /// A state that differs gets none if it was made from a version of the resources (`revision`) before that of the newest.
     pub async fn number_state(
         &self,
         server: ServerId,
+        lease: ChannelLease,
         digest: Digest,
-    ) -> Result<Option<StateNumber>, StoreError> {
+        revision: Revision,
+    ) -> Result<StateNumbering, StoreError> {
         let _timed = self.timed("number_state");
-        let mut tx = self.begin().await?;
-        let epoch = settings::epoch(&mut tx).await?;
-        let row = sqlx::query(
-            "SELECT state_generation, state_digest, applied_epoch, applied_generation FROM servers WHERE server_id = $1",
-        )
-        .bind(server.to_string())
-        .fetch_optional(&mut *tx)
-        .await?;
-        let Some(row) = row else { return Ok(None) };
-        let generation = row.count("state_generation")?;
-        let applied = if row.count("applied_epoch")? == epoch { row.count("applied_generation")? } else { 0 };
-        if row.maybe_bytes32("state_digest")? == Some(digest.0) && generation >= applied {
-            return Ok(Some(StateNumber { epoch, generation }));
-        }
-        let generation = generation.max(applied).saturating_add(1);
-        sqlx::query("UPDATE servers SET state_generation = $1, state_digest = $2 WHERE server_id = $3")
+        self.repeatable("number_state", || async {
+            let mut tx = self.begin().await?;
+            if !channels::hold(&mut tx, server, lease).await? {
+                return Ok(StateNumbering::NoServer);
+            }
+            let epoch = settings::epoch(&mut tx).await?;
+            let row = query(
+                "SELECT state_generation, state_digest, state_revision, applied_epoch, applied_generation FROM servers \
+                 WHERE server_id = $1",
+            )
+            .bind(server.to_string())
+            .fetch_one(&mut *tx)
+            .await?;
+            let (generation, made_from) = (row.count("state_generation")?, Revision(row.int("state_revision")?));
+            let applied = if row.count("applied_epoch")? == epoch { row.count("applied_generation")? } else { 0 };
+            let same = row.maybe_bytes32("state_digest")? == Some(digest.0);
+            if same && generation >= applied {
+                return Ok(StateNumbering::Numbered(StateNumber { epoch, generation }));
+            }
+            if !same && made_from > revision {
+                return Ok(StateNumbering::Stale(made_from));
+            }
+            let generation = generation.max(applied).saturating_add(1);
+            query(
+                "UPDATE servers SET state_generation = $1, state_digest = $2, state_revision = $3 WHERE server_id = $4",
+            )
             .bind(int(generation))
             .bind(&digest.0[..])
+            .bind(made_from.max(revision).0)
             .bind(server.to_string())
             .execute(&mut *tx)
             .await?;
-        tx.commit().await?;
-        Ok(Some(StateNumber { epoch, generation }))
+            tx.commit().await?;
+            Ok(StateNumbering::Numbered(StateNumber { epoch, generation }))
+        })
+        .await
     }
 
     /// Notes what an appliance applied. Returns whether anything differs from what was noted.
-    pub async fn note_applied(&self, server: ServerId, applied: &AppliedState) -> Result<bool, StoreError> {
+    pub async fn note_applied(
+        &self,
+        server: ServerId,
+        lease: ChannelLease,
+        applied: &AppliedState,
+    ) -> Result<bool, StoreError> {
         let _timed = self.timed("note_applied");
-        let problems = json!(applied.problems).to_string();
-        let addresses = json!(applied.addresses).to_string();
-        let mut tx = self.begin().await?;
-        let row = sqlx::query(
-            "SELECT applied_epoch, applied_generation, applied_digest, problems, addresses FROM servers \
-             WHERE server_id = $1",
-        )
-        .bind(server.to_string())
-        .fetch_optional(&mut *tx)
-        .await?;
-        let Some(row) = row else { return Ok(false) };
-        let same = row.count("applied_epoch")? == applied.epoch
-            && row.count("applied_generation")? == applied.generation
-            && row.maybe_bytes32("applied_digest")? == applied.digest.map(|d| d.0)
-            && row.text("problems")? == problems
-            && row.text("addresses")? == addresses;
-        if same {
-            return Ok(false);
-        }
-        sqlx::query(
-            "UPDATE servers SET applied_epoch = $1, applied_generation = $2, applied_digest = $3, problems = $4, \
-             addresses = $5 WHERE server_id = $6",
-        )
-        .bind(int(applied.epoch))
-        .bind(int(applied.generation))
-        .bind(applied.digest.map(|d| d.0.to_vec()))
-        .bind(problems)
-        .bind(addresses)
-        .bind(server.to_string())
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        Ok(true)
+        self.retried("note_applied", || async {
+            let mut tx = self.begin().await?;
+            let news = channels::hold(&mut tx, server, lease).await?
+                && write_applied(&mut tx, server, applied).await?;
+            if news {
+                tx.commit().await?;
+            }
+            Ok(news)
+        })
+        .await
     }
 
     /// Notes in words why an appliance's tunnel port cannot be reached from the controller; `None` when it can. Returns
     /// whether that is news.
-    pub async fn note_unreachable(&self, server: ServerId, why: Option<&str>) -> Result<bool, StoreError> {
-        let mut tx = self.begin().await?;
-        let done = sqlx::query(
-            "UPDATE servers SET unreachable = $1 WHERE server_id = $2 AND COALESCE(unreachable, '') <> COALESCE($1, '')",
-        )
-        .bind(why)
-        .bind(server.to_string())
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        Ok(done.rows_affected() > 0)
+    pub async fn note_unreachable(
+        &self,
+        server: ServerId,
+        lease: ChannelLease,
+        why: Option<&str>,
+    ) -> Result<bool, StoreError> {
+        self.retried("note_unreachable", || async {
+            let mut tx = self.begin().await?;
+            if !channels::hold(&mut tx, server, lease).await? {
+                return Ok(false);
+            }
+            let done = query(
+                "UPDATE servers SET unreachable = $1 WHERE server_id = $2 \
+                 AND COALESCE(unreachable, '') <> COALESCE($1, '')",
+            )
+            .bind(why)
+            .bind(server.to_string())
+            .execute(&mut *tx)
+            .await?;
+            tx.commit().await?;
+            Ok(done.rows_affected() > 0)
+        })
+        .await
     }
 
     /// Notes that a server's appliance attached: where it is seen, its version, and which start of its process it is. A
@@ -129,32 +150,80 @@ impl Store {
     pub async fn note_attached(
         &self,
         server: ServerId,
+        lease: ChannelLease,
         address: IpAddr,
         version: &str,
         incarnation: Incarnation,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        sqlx::query(
-            "UPDATE connections SET connected = FALSE, last_connected = $1 WHERE server_id = $2 AND connected \
-             AND EXISTS (SELECT 1 FROM servers s WHERE s.server_id = $2 AND COALESCE(s.incarnation, '') <> $3)",
-        )
-        .bind(millis(now))
-        .bind(server.to_string())
-        .bind(incarnation.to_string())
-        .execute(&mut *tx)
-        .await?;
-        sqlx::query(
-            "UPDATE servers SET public_ip = $1, version = $2, incarnation = $3, heartbeat_counter = 0 \
-             WHERE server_id = $4",
-        )
-        .bind(address.to_string())
-        .bind(version)
-        .bind(incarnation.to_string())
-        .bind(server.to_string())
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        Ok(())
+        self.repeatable("note_attached", || async {
+            let mut tx = self.begin().await?;
+            if channels::hold(&mut tx, server, lease).await? {
+                write_attached(&mut tx, server, address, version, incarnation, now).await?;
+            }
+            tx.commit().await
+        })
+        .await
     }
+}
+
+/// Notes what was applied, if that is news.
+pub(super) async fn write_applied(
+    db: &mut Connection,
+    server: ServerId,
+    applied: &AppliedState,
+) -> Result<bool, StoreError> {
+    let problems = json!(applied.problems).to_string();
+    let addresses = json!(applied.addresses).to_string();
+    let row = query(
+        "SELECT applied_epoch, applied_generation, applied_digest, problems, addresses FROM servers WHERE server_id = $1",
+    )
+    .bind(server.to_string())
+    .fetch_one(&mut *db)
+    .await?;
+    let same = row.count("applied_epoch")? == applied.epoch
+        && row.count("applied_generation")? == applied.generation
+        && row.maybe_bytes32("applied_digest")? == applied.digest.map(|d| d.0)
+        && row.text("problems")? == problems
+        && row.text("addresses")? == addresses;
+    if same {
+        return Ok(false);
+    }
+    query(
+        "UPDATE servers SET applied_epoch = $1, applied_generation = $2, applied_digest = $3, problems = $4, \
+         addresses = $5 WHERE server_id = $6",
+    )
+    .bind(int(applied.epoch))
+    .bind(int(applied.generation))
+    .bind(applied.digest.map(|d| d.0.to_vec()))
+    .bind(problems)
+    .bind(addresses)
+    .bind(server.to_string())
+    .execute(&mut *db)
+    .await?;
+    Ok(true)
+}
+
+/// Notes who attached, as far as that is news.
+pub(super) async fn write_attached(
+    db: &mut Connection,
+    server: ServerId,
+    address: IpAddr,
+    version: &str,
+    incarnation: Incarnation,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    attach::disconnect(db, server, incarnation, now).await?;
+    query(
+        "UPDATE servers SET public_ip = $1, version = $2, incarnation = $3, heartbeat_counter = 0 WHERE server_id = $4 \
+         AND (COALESCE(public_ip, '') <> $1 OR COALESCE(version, '') <> $2 OR COALESCE(incarnation, '') <> $3 \
+         OR heartbeat_counter <> 0)",
+    )
+    .bind(address.to_string())
+    .bind(version)
+    .bind(incarnation.to_string())
+    .bind(server.to_string())
+    .execute(&mut *db)
+    .await?;
+    Ok(())
 }

@@ -8,17 +8,39 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::{
-    Store, StoreError,
+    LeaderEpoch, Store, StoreError,
+    dialect::query,
+    leadership,
     row::{Columns as _, millis},
 };
 
 impl Store {
-    /// Writes statuses in one transaction. Those of resources that are gone are passed over.
-    pub async fn put_statuses(&self, statuses: &[(Uuid, Value)], now: Timestamp) -> Result<(), StoreError> {
+    /// Writes statuses in one transaction. Those of resources that are gone are passed over. With a leader's epoch that is no
+    /// longer in force nothing is written: [`StoreError::Fenced`].
+    pub async fn put_statuses(
+        &self,
+        statuses: &[(Uuid, Value)],
+        now: Timestamp,
+        leader: Option<LeaderEpoch>,
+    ) -> Result<(), StoreError> {
         let _timed = self.timed("put_statuses");
+        self.repeatable("put_statuses", || self.write_statuses(statuses, now, leader)).await
+    }
+
+    async fn write_statuses(
+        &self,
+        statuses: &[(Uuid, Value)],
+        now: Timestamp,
+        leader: Option<LeaderEpoch>,
+    ) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
+        if let Some(epoch) = leader
+            && !leadership::leads(&mut tx, epoch).await?
+        {
+            return Err(StoreError::Fenced);
+        }
         for (uid, status) in statuses {
-            sqlx::query(
+            query(
                 "INSERT INTO resource_status (uid, status, updated_at) SELECT uid, $2, $3 FROM resources WHERE uid = $1 \
                  ON CONFLICT (uid) DO UPDATE SET status = excluded.status, updated_at = excluded.updated_at",
             )
@@ -28,13 +50,12 @@ impl Store {
             .execute(&mut *tx)
             .await?;
         }
-        tx.commit().await?;
-        Ok(())
+        tx.commit().await
     }
 
     /// The status of a resource in force.
     pub async fn status_of(&self, uid: Uuid) -> Result<Option<Value>, StoreError> {
-        let row = sqlx::query(
+        let row = query(
             "SELECT s.status FROM resource_status s JOIN resources r ON r.uid = s.uid \
              WHERE s.uid = $1 AND r.deleted_at IS NULL",
         )
@@ -46,7 +67,7 @@ impl Store {
 
     /// The statuses of all resources in force, each as the text of its JSON.
     pub async fn status_texts(&self) -> Result<Vec<(Uuid, String)>, StoreError> {
-        let mut rows = sqlx::query(
+        let mut rows = query(
             "SELECT s.uid, s.status FROM resource_status s JOIN resources r ON r.uid = s.uid WHERE r.deleted_at IS NULL",
         )
         .fetch(self.readers());

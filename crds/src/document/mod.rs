@@ -5,6 +5,7 @@
 //! its place and a remedy, and one wrong document does not take the others of its file with it.
 
 mod node;
+mod object;
 mod origin;
 mod problem;
 mod read;
@@ -15,7 +16,8 @@ mod toml;
 mod yaml;
 
 pub use origin::{Origin, Position};
-pub use problem::Problem;
+pub use object::{CHANGED_BY, from_object};
+pub use problem::{KUBERNETES_PREFIX, Problem};
 pub use render::{to_toml, to_yaml};
 pub(crate) use shape::{Field, Shape, spec_shape};
 

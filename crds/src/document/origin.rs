@@ -35,7 +35,7 @@ impl Origin {
     }
 
     /// The origin of a resource that is in no file, named after whatever made it.
-    pub fn elsewhere(source: &str) -> Self {
+    pub fn elsewhere(source: impl Into<Arc<str>>) -> Self {
         Self::new(source.into(), Position { line: 1, column: 1 }, Vec::new())
     }
 

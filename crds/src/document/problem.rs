@@ -7,6 +7,9 @@ use serde::{Serialize, Serializer};
 use super::{Origin, Position};
 use crate::{Issue, Resource, ResourceId};
 
+/// How the files are named that stand for objects of Kubernetes: `kubernetes/NAMESPACE/KIND/NAME/UID`.
+pub const KUBERNETES_PREFIX: &str = "kubernetes/";
+
 /// Something wrong in a file: where it is, what it is, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
@@ -38,6 +41,17 @@ impl Problem {
         }
     }
 
+    /// The problem for a reader who knows which resource is meant: the field, what is wrong, what to do about it.
+    pub fn without_place(&self) -> String {
+        let colon = if self.field.is_empty() { "" } else { ": " };
+        format!("{}{colon}{}: {}", self.field, self.message, self.remedy)
+    }
+
+    /// Whether it is about an object of Kubernetes, which has no lines.
+    pub fn is_of_object(&self) -> bool {
+        self.file.starts_with(KUBERNETES_PREFIX)
+    }
+
     pub(super) fn into_issue(self) -> Issue {
         Issue { field: self.field, message: self.message, remedy: self.remedy }
     }
@@ -51,16 +65,18 @@ fn shared_text<S: Serializer>(text: &Arc<str>, serializer: S) -> Result<S::Ok, S
 impl fmt::Display for Problem {
     /// `policies.toml:12:3: AccessPolicy default/staff: spec.servers[0]: …: …`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.file)?;
-        if let Some(position) = self.position {
-            write!(f, ":{position}")?;
+        match (&self.resource, self.is_of_object()) {
+            (Some(resource), true) => write!(f, "{resource}")?,
+            (resource, _) => {
+                f.write_str(&self.file)?;
+                if let Some(position) = self.position {
+                    write!(f, ":{position}")?;
+                }
+                if let Some(resource) = resource {
+                    write!(f, ": {resource}")?;
+                }
+            }
         }
-        if let Some(resource) = &self.resource {
-            write!(f, ": {resource}")?;
-        }
-        if !self.field.is_empty() {
-            write!(f, ": {}", self.field)?;
-        }
-        write!(f, ": {}: {}", self.message, self.remedy)
+        write!(f, ": {}", self.without_place())
     }
 }

@@ -23,6 +23,7 @@ use crate::{Condition, Issues, KindName, Name, Text, TimeSpan, Timestamp};
     printcolumn(name = "User", type_ = "string", json_path = ".spec.userRef"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Expires", type_ = "string", json_path = ".status.expiresAt"),
+    printcolumn(name = "Secret", type_ = "string", json_path = ".status.secretRef.name"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -44,7 +44,7 @@ pub struct SecurityPolicySpec {
     pub heartbeat_interval: TimeSpan,
     /// Where nobody may connect from: registrations, enrolments and connections are refused.
     #[schemars(length(max = 1024), extend("x-kubernetes-list-type" = "atomic", "x-kubernetes-validations" = cel([(
-        "self.all(network, cidr(network).prefixLength() > 0)",
+        "self.all(network, !isCIDR(network) || cidr(network).prefixLength() > 0)",
         "a network of every address would let nobody connect: block smaller networks",
     )])))]
     pub blocked_networks: Vec<Cidr>,

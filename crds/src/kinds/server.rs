@@ -235,12 +235,13 @@ impl Spec for ServerSpec {
 pub(super) fn range_rules() -> Value {
     cel([
         (
-            "self.filter(r, cidr(r).ip().family() == 4).size() <= 1 && self.filter(r, cidr(r).ip().family() == 6).size() <= 1",
+            "self.filter(r, isCIDR(r) && cidr(r).ip().family() == 4).size() <= 1 && \
+             self.filter(r, isCIDR(r) && cidr(r).ip().family() == 6).size() <= 1",
             "keep at most one IPv4 and one IPv6 range",
         ),
         (
-            "self.all(r, cidr(r).ip().family() == 4 ? cidr(r).prefixLength() >= 8 && cidr(r).prefixLength() <= 30 : \
-             cidr(r).prefixLength() >= 32 && cidr(r).prefixLength() <= 126)",
+            "self.all(r, !isCIDR(r) || (cidr(r).ip().family() == 4 ? cidr(r).prefixLength() >= 8 && cidr(r).prefixLength() <= 30 : \
+             cidr(r).prefixLength() >= 32 && cidr(r).prefixLength() <= 126))",
             "choose a prefix length from /8 to /30 for IPv4, from /32 to /126 for IPv6",
         ),
     ])

@@ -434,7 +434,10 @@ async fn read(mut receiver: Receiver, inbox: mpsc::Sender<from_controller::Messa
             let _ = answer.send(message);
         }
     }
-    shared.connection.close(0u32.into(), b"done");
+    // Closing what has ended would hide why it did.
+    if shared.connection.close_reason().is_none() {
+        shared.connection.close(0u32.into(), b"done");
+    }
     // Dropping the senders tells those who wait; none can be added any more.
     shared.waiting().take();
 }

@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use aws_lc_rs::hmac;
 use horizon_model::PublicKey;
 use horizon_wire::{
     frame::{MAX_FROM_DEVICE, MAX_HELLO, MAX_TO_CONTROLLER},
@@ -28,9 +27,8 @@ use crate::{
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a refusal may take to reach the peer.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
-/// Names the key for stateless resets, which is derived from the TLS key, so that a restarted controller tells
-/// its former peers at once that their connections are gone (RFC 9000, section 10.3).
-const RESET_LABEL: &[u8] = b"horizon control stateless reset v1";
+/// How much may wait in the socket each way, in bytes, as far as the system allows it: thousands of peers may come at once.
+const SOCKET_BUFFER: usize = 8 << 20;
 
 /// Why a connection did not become a peer.
 #[derive(Debug, Error)]
@@ -61,10 +59,9 @@ impl Listener {
     pub fn bind(address: SocketAddr, tls_key: &SigningKey) -> io::Result<Self> {
         let socket = UdpSocket::bind(address)?;
         socket.set_nonblocking(true)?;
-        let reset = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, tls_key.seed().expose()), RESET_LABEL);
-        let config = quinn::EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset.as_ref())));
+        widen(&socket);
         let endpoint = quinn::Endpoint::new(
-            config,
+            tls::endpoint_config(tls_key),
             Some(tls::server_config(tls_key).map_err(io::Error::other)?),
             socket.try_clone()?,
             Arc::new(quinn::TokioRuntime),
@@ -183,6 +180,19 @@ impl Peer {
             let _ = timeout(REFUSAL_TIMEOUT, self.sender.finish()).await;
         }
         self.connection.close(1u32.into(), b"refused");
+    }
+}
+
+/// Gives the socket room; what the system refuses costs packets under load and nothing else.
+fn widen(socket: &UdpSocket) {
+    use nix::sys::socket::{setsockopt, sockopt};
+    // Beyond the system's limit where privileges allow it, up to the limit elsewhere.
+    let received = setsockopt(socket, sockopt::RcvBufForce, &SOCKET_BUFFER)
+        .or_else(|_| setsockopt(socket, sockopt::RcvBuf, &SOCKET_BUFFER));
+    let sent = setsockopt(socket, sockopt::SndBufForce, &SOCKET_BUFFER)
+        .or_else(|_| setsockopt(socket, sockopt::SndBuf, &SOCKET_BUFFER));
+    if let Err(error) = received.and(sent) {
+        tracing::debug!(%error, "the socket's buffers stay as they are");
     }
 }
 

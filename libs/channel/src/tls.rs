@@ -1,8 +1,12 @@
 //! TLS and QUIC settings of the control channel. Any key is accepted in the handshake: whose key it is, is the caller's
 //! question.
+//!
+//! What a controller derives from its TLS key is the same for every replica of it: whichever of them gets a packet can tell
+//! whether it is a sibling's, reset it, or see that an address was proved to a sibling.
 
 use std::{sync::Arc, time::Duration};
 
+use aws_lc_rs::{hkdf, hmac};
 use horizon_model::PublicKey;
 use horizon_tls::{Credentials, Identity, Trust};
 use horizon_wire::{key::SigningKey, version::CONTROL_ALPN};
@@ -11,12 +15,23 @@ use rustls::pki_types::CertificateDer;
 
 /// Silence after which a connection is lost.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often the connecting side says that it is there; address translators forget UDP flows after 30 s.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// How long the connecting side is silent before it says that it is there; address translators forget UDP flows after 30 s.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// How much of a state may be under way to an appliance, in bytes.
 const RECEIVE_WINDOW: u32 = 1 << 20;
 /// How much of an appliance's messages may be under way to the controller. Small, because there are many appliances.
 const CONTROLLER_RECEIVE_WINDOW: u32 = 64 << 10;
+/// How much that an appliance has not acknowledged is kept for it, in bytes.
+const CONTROLLER_SEND_WINDOW: u64 = 2 << 20;
+/// The least time between two stateless resets. A controller that takes a dead one's place is asked for many at once; each is
+/// smaller than the packet that led to it.
+const RESET_INTERVAL: Duration = Duration::from_micros(20);
+/// Names the key for stateless resets (RFC 9000, section 10.3).
+const RESET_LABEL: &[u8] = b"horizon control stateless reset v1";
+/// Names the key for the tokens with which peers prove their address (RFC 9000, section 8.1).
+const TOKEN_LABEL: &[u8] = b"horizon control address token v1";
+/// Names the key that tells the controllers' connection ids from noise.
+const ID_LABEL: &[u8] = b"horizon control connection id v1";
 
 /// The key the other side proved to hold.
 pub fn peer_key(connection: &quinn::Connection) -> Option<PublicKey> {
@@ -24,7 +39,11 @@ pub fn peer_key(connection: &quinn::Connection) -> Option<PublicKey> {
     horizon_tls::presented_key(&presented).map(PublicKey)
 }
 
-pub(crate) fn client_config(identity: &SigningKey) -> Result<quinn::ClientConfig, rustls::Error> {
+/// What a peer with this key connects with.
+///
+/// # Errors
+/// When the crypto library cannot sign with the key.
+pub fn client_config(identity: &SigningKey) -> Result<quinn::ClientConfig, rustls::Error> {
     let tls = credentials(identity)?.client(CONTROL_ALPN, Trust::AnyKey)?;
     let crypto = QuicClientConfig::try_from(tls).map_err(general)?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
@@ -38,8 +57,28 @@ pub(crate) fn server_config(identity: &SigningKey) -> Result<quinn::ServerConfig
     let tls = credentials(identity)?.server(CONTROL_ALPN, Trust::AnyKey)?;
     let crypto = QuicServerConfig::try_from(tls).map_err(general)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    config.transport_config(Arc::new(transport(CONTROLLER_RECEIVE_WINDOW, 1)));
+    let mut transport = transport(CONTROLLER_RECEIVE_WINDOW, 1);
+    // A controller sends little: looking for larger packets would cost more than they save.
+    // And what is put together for one peer is one packet: buffers for more would be kept for every connection.
+    transport
+        .send_window(CONTROLLER_SEND_WINDOW)
+        .mtu_discovery_config(None)
+        .enable_segmentation_offload(false);
+    config.transport_config(Arc::new(transport));
+    let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, TOKEN_LABEL);
+    config.token_key(Arc::new(salt.extract(identity.seed().expose())));
     Ok(config)
+}
+
+pub(crate) fn endpoint_config(identity: &SigningKey) -> quinn::EndpointConfig {
+    let derive = |label| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, identity.seed().expose()), label);
+    let mut config =
+        quinn::EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, derive(RESET_LABEL).as_ref())));
+    let ids = derive(ID_LABEL).as_ref().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+    config
+        .min_reset_interval(RESET_INTERVAL)
+        .cid_generator(move || Box::new(quinn_proto::HashedConnectionIdGenerator::from_key(ids)));
+    config
 }
 
 fn credentials(identity: &SigningKey) -> Result<Credentials, rustls::Error> {

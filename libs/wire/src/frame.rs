@@ -75,7 +75,12 @@ impl Decoder {
             return Ok(None);
         }
         self.buffer.advance(LENGTH_BYTES);
-        Ok(Some(M::decode(self.buffer.split_to(size))?))
+        let message = M::decode(self.buffer.split_to(size))?;
+        if self.buffer.is_empty() {
+            // There are many streams, and most of them are silent most of the time.
+            self.buffer = BytesMut::new();
+        }
+        Ok(Some(message))
     }
 }
 

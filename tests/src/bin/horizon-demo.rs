@@ -1,53 +1,25 @@
 //! `make demo`: an organisation of one server and one person, in a lab on this machine, with real traffic.
 
-use std::io::{IsTerminal, Write};
 use std::net::IpAddr;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use horizon_tests::bench::table;
-use horizon_tests::lab::{Lab, Privilege, become_lab_root, difference, within};
+use horizon_tests::lab::{Lab, difference, within};
 use horizon_tests::products::{Appliance, Client, Controller, Programs, repository};
 use horizon_tests::services::{WebServer, http_get};
+use horizon_tests::story::{Steps, proven, seconds, tell, timed};
 
 /// What a change to a file may take until it is in force.
 const PROMPTLY: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            say(&format!("\nThe demo could not run: {error:#}"));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run() -> Result<bool> {
-    let privilege = become_lab_root()?;
-    let programs = Programs::beside_this()?;
-    let how = match privilege {
-        Privilege::Root => "as root",
-        Privilege::UserNamespace => "without root, in a user namespace",
-    };
-    say(&format!(
-        "Horizon, {how}. Everything happens in network namespaces of this process; the machine is not touched.\n\n\
-         \x20   laptop ── home router (NAT) ──┐\n\
+    tell(
+        "    laptop ── home router (NAT) ──┐\n\
          \x20                                 ├── internet ── web server (says whom it sees)\n\
-         \x20   controller, appliance ────────┘\n"
-    ));
-    let mut steps = Steps::default();
-    let mut lab = Lab::new()?;
-    let outcome = story(&mut steps, &mut lab, &programs);
-    say(&format!("\n{}", steps.table()));
-    if let Err(error) = outcome {
-        say(&format!("Not so: {error:#}\n\nThe logs of every program are in {}", lab.keep_logs().display()));
-        return Ok(false);
-    }
-    say(&format!("All {} steps held, in {}.", steps.done.len(), seconds(steps.begin.elapsed())));
-    Ok(true)
+         \x20   controller, appliance ────────┘\n",
+        |steps, lab| story(steps, lab, &Programs::beside_this()?),
+    )
 }
 
 fn story(steps: &mut Steps, lab: &mut Lab, programs: &Programs) -> Result<()> {
@@ -166,70 +138,3 @@ fn story(steps: &mut Steps, lab: &mut Lab, programs: &Programs) -> Result<()> {
 
 /// What a fetch waits for an answer at most.
 const READ_LIMIT: Duration = Duration::from_secs(5);
-
-/// The steps so far, with what each proved.
-struct Steps {
-    begin: Instant,
-    done: Vec<[String; 3]>,
-}
-
-impl Default for Steps {
-    fn default() -> Self {
-        Self { begin: Instant::now(), done: Vec::new() }
-    }
-}
-
-/// What a step proved, in words, and what the next ones need of it.
-type Proven<T> = (String, T);
-
-fn proven<T>(what: impl Into<String>, value: T) -> Result<Proven<T>> {
-    Ok((what.into(), value))
-}
-
-impl Steps {
-    fn step<T>(&mut self, name: &str, act: impl FnOnce() -> Result<Proven<T>>) -> Result<T> {
-        progress(&format!("  … {name}"));
-        let begin = Instant::now();
-        let outcome = act();
-        let time = seconds(begin.elapsed());
-        let (mark, what) = match &outcome {
-            Ok((what, _)) => ("✓", what.clone()),
-            Err(_) => ("✗", "NOT SO".to_owned()),
-        };
-        say(&format!("\r  {mark} {name}: {what} ({time})"));
-        self.done.push([name.to_owned(), what, time]);
-        outcome.map(|(_, value)| value).with_context(|| name.to_owned())
-    }
-
-    fn table(&self) -> String {
-        let head = ["step", "proven", "time"].map(str::to_owned);
-        table(&std::iter::once(head).chain(self.done.iter().cloned()).collect::<Vec<_>>())
-    }
-}
-
-fn timed<T>(act: impl FnOnce() -> Result<T>) -> Result<Duration> {
-    let begin = Instant::now();
-    act()?;
-    Ok(begin.elapsed())
-}
-
-fn seconds(time: Duration) -> String {
-    if time < Duration::from_secs(1) {
-        format!("{} ms", time.as_millis())
-    } else {
-        format!("{:.1} s", time.as_secs_f64())
-    }
-}
-
-fn say(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
-}
-
-/// Shows what is being done, where the line can be replaced afterwards.
-fn progress(line: &str) {
-    let mut out = std::io::stdout();
-    if out.is_terminal() {
-        let _ = write!(out, "{line}");
-        let _ = out.flush();
-    }
-}

@@ -19,6 +19,8 @@ pub(super) fn isolate(name: &str, dir: &Path) -> Result<()> {
     // The namespace's own view of /sys/class/net; where it is not allowed, the old view is harmless.
     let _ = mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), None::<&str>);
     tmpfs("/run")?;
+    // What programs share there ends with the host; where there is none, nothing is shared.
+    let _ = tmpfs("/dev/shm");
     farm("/var/lib", &dir.join("var-lib"), &["horizon"])?;
     farm("/etc", &dir.join("etc"), &["resolv.conf", "machine-id", "hostname", "horizon"])?;
     std::fs::write("/etc/resolv.conf", "# the lab's hosts know no name server\n")?;

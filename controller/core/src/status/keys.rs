@@ -2,7 +2,7 @@
 
 use horizon_crds::{
     ConditionType, DeviceSummary, KeySummary, PersonalKeyPhase, PersonalKeyStatus, RegistrationKeyPhase,
-    RegistrationKeyStatus, Text, UserSpec, UserStatus,
+    RegistrationKeyStatus, SecretRef, Text, UserSpec, UserStatus,
 };
 use jiff::Timestamp;
 
@@ -24,7 +24,7 @@ pub(super) fn registration(
     status.expires_at = facts.expires_at.map(Into::into);
     status.used_at = facts.used_at.map(Into::into);
     status.used_by = facts.used_by.map(|key| Text::lossy(&key.to_string()));
-    status.secret_file = facts.secret_file.as_deref().map(Text::lossy);
+    (status.secret_file, status.secret_ref) = place(facts.secret_file.as_deref());
     let expired = facts.expires_at.is_some_and(|end| end <= note.input.now);
     let (phase, reason, message) = if facts.used_at.is_some() {
         (RegistrationKeyPhase::Used, "Used", "an appliance registered with this key")
@@ -38,6 +38,21 @@ pub(super) fn registration(
     status.phase = Some(phase);
     note.set(ConditionType::Ready, phase == RegistrationKeyPhase::Unused, reason, message);
     facts.expires_at.filter(|_| phase == RegistrationKeyPhase::Unused)
+}
+
+/// How the place of a delivered string begins when it is a Secret of Kubernetes: `secret:NAME/UID`.
+pub const SECRET_PREFIX: &str = "secret:";
+
+/// Where a string was delivered: a file, or a Secret in the resource's namespace.
+fn place(place: Option<&str>) -> (Option<Text<1024>>, Option<SecretRef>) {
+    let Some(place) = place else { return (None, None) };
+    match place.strip_prefix(SECRET_PREFIX) {
+        Some(secret) => {
+            let name = secret.split_once('/').map_or(secret, |(name, _uid)| name);
+            (None, name.parse().ok().map(|name| SecretRef { name }))
+        }
+        None => (Some(Text::lossy(place)), None),
+    }
 }
 
 fn phase(facts: &PersonalKeyFacts, now: Timestamp) -> PersonalKeyPhase {
@@ -70,7 +85,7 @@ pub(super) fn personal(
     status.deactivated_at = facts.deactivated_at.map(Into::into);
     status.deactivation_reason = facts.deactivation_reason.as_deref().map(Text::lossy);
     status.devices = devices(&facts.devices);
-    status.secret_file = facts.secret_file.as_deref().map(Text::lossy);
+    (status.secret_file, status.secret_ref) = place(facts.secret_file.as_deref());
     let phase = phase(facts, note.input.now);
     status.phase = Some(phase);
     let (reason, message) = match phase {

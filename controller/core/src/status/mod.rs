@@ -3,6 +3,7 @@
 
 mod facts;
 mod keys;
+mod notices;
 mod policies;
 mod server;
 #[cfg(test)]
@@ -12,6 +13,8 @@ pub use facts::{
     DecisionFacts, DeviceFacts, Facts, PersonalKeyFacts, Presence, RegistrationKeyFacts, ServerFacts,
     UserFacts,
 };
+pub use keys::SECRET_PREFIX;
+pub use notices::{Notice, notices};
 pub use server::{BEHIND_DAMPING, ONLINE_DAMPING};
 
 use horizon_crds::{
@@ -115,6 +118,19 @@ impl Status {
         each!(self, status => status.observed_generation = generation);
     }
 
+    /// The status with another generation in it: that of a Kubernetes object instead of the store's.
+    #[must_use]
+    pub fn observing(mut self, generation: i64) -> Self {
+        let own = each!(&self, status => status.observed_generation);
+        self.prepare(generation);
+        for condition in self.conditions_mut() {
+            if condition.observed_generation == own {
+                condition.observed_generation = generation;
+            }
+        }
+        self
+    }
+
     fn conditions_mut(&mut self) -> &mut Vec<Condition> {
         each!(self, status => &mut status.conditions)
     }
@@ -213,6 +229,43 @@ pub fn status(input: StatusInput<'_>) -> Computed {
     Computed { write: changed.then_some(next), again_at }
 }
 
+/// The status of an object that is not in force, because of what is wrong with it. `since` is what its `Accepted` condition
+/// says now, and since when.
+pub fn refused(
+    kind: KindName,
+    problems: &[&Problem],
+    generation: i64,
+    since: Option<(ConditionStatus, Timestamp)>,
+    now: Timestamp,
+) -> Status {
+    let mut status = Status::empty(kind);
+    status.prepare(generation);
+    let message = match problems {
+        [] => "nothing is wrong with the object; it is not in force yet".to_owned(),
+        [only] => format!("{}; the object is not in force", told(only)),
+        [first, more @ ..] => {
+            format!("{} (and {} more); the object is not in force", told(first), more.len())
+        }
+    };
+    let (holds, reason) =
+        if problems.is_empty() { (ConditionStatus::Unknown, "Pending") } else { (ConditionStatus::False, "Invalid") };
+    let since = since.filter(|(before, _)| *before == holds).map_or(now, |(_, time)| time);
+    status.conditions_mut().push(Condition {
+        kind: ConditionType::Accepted,
+        status: holds,
+        reason: Text::lossy(reason),
+        message: Text::lossy(&message),
+        observed_generation: generation,
+        last_transition_time: since.into(),
+    });
+    status
+}
+
+/// A problem as a status tells it: an object's reader has the object before them.
+fn told(problem: &Problem) -> String {
+    if problem.is_of_object() { problem.without_place() } else { problem.to_string() }
+}
+
 /// Where conditions are noted.
 struct Notes<'a> {
     conditions: Vec<Condition>,
@@ -246,7 +299,7 @@ impl Notes<'_> {
                 1 => String::new(),
                 count => format!(" (and {} more)", count - 1),
             };
-            let message = format!("{problem}{more}; the last good document stays in force");
+            let message = format!("{}{more}; the last good document stays in force", told(problem));
             return self.set(ConditionType::Accepted, false, "Invalid", &message);
         }
         let resource = &self.input.stored.resource;

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     BEHIND_DAMPING, Computed, DecisionFacts, Facts, ONLINE_DAMPING, PersonalKeyFacts, Presence,
-    RegistrationKeyFacts, ServerFacts, Status, StatusInput, UserFacts, status,
+    RegistrationKeyFacts, ServerFacts, Status, StatusInput, UserFacts, notices, refused, status,
 };
 use crate::testing::{World, document};
 
@@ -298,4 +298,75 @@ fn decisions_say_whether_they_took_effect() {
             assert_eq!(condition(&computed.write.unwrap(), ConditionType::Ready).0, expected);
         }
     }
+}
+
+#[test]
+fn a_status_speaks_of_the_generation_of_the_object() {
+    let status = server("", online()).observing(41);
+    let Status::Server(inner) = &status else { panic!() };
+    assert_eq!(inner.observed_generation, 41);
+    assert!(inner.conditions.iter().all(|condition| condition.observed_generation == 41));
+}
+
+#[test]
+fn an_object_that_is_not_in_force_says_why_and_since_when() {
+    let mut parsed = horizon_crds::document::from_object(
+        &"kubernetes/default/User/ana/1".into(),
+        serde_json::json!({
+            "apiVersion": "horizon.dev/v1alpha1", "kind": "User", "metadata": { "name": "ana" }, "spec": { "groups": 3 },
+        }),
+    );
+    let problem = parsed.problems.remove(0);
+    let early = after(SignedDuration::from_secs(-60));
+    for (since, expected) in [
+        (None, NOW),
+        (Some((ConditionStatus::False, early)), early),
+        (Some((ConditionStatus::True, early)), NOW),
+    ] {
+        let status = refused(KindName::User, &[&problem, &problem], 3, since, NOW);
+        let accepted = status.condition(ConditionType::Accepted).unwrap();
+        assert_eq!((accepted.status, accepted.observed_generation), (ConditionStatus::False, 3));
+        assert_eq!(accepted.last_transition_time.get(), expected);
+        assert!(accepted.message.as_str().starts_with("spec.groups: this is a number"), "{}", accepted.message);
+        assert!(accepted.message.as_str().contains("(and 1 more)"));
+    }
+    let status = refused(KindName::User, &[], 3, None, NOW);
+    assert_eq!(condition(&status, ConditionType::Accepted).0, ConditionStatus::Unknown);
+}
+
+#[test]
+fn a_delivered_string_is_found_by_file_or_secret() {
+    let world = World::of(&[
+        ("s", document("Server", "s", "")),
+        ("r", document("RegistrationKey", "r", "serverRef = \"s\"")),
+    ]);
+    let delivered = |place: &str| {
+        let facts =
+            RegistrationKeyFacts { secret_file: Some(place.to_owned()), ..RegistrationKeyFacts::default() };
+        let computed =
+            compute(&world, KindName::RegistrationKey, "r", &Facts::RegistrationKey(facts), None, NOW);
+        let Some(Status::RegistrationKey(status)) = computed.write else { panic!() };
+        (status.secret_file.map(|file| file.to_string()), status.secret_ref.map(|secret| secret.name.to_string()))
+    };
+    assert_eq!(delivered("/data/secrets/r"), (Some("/data/secrets/r".to_owned()), None));
+    assert_eq!(delivered("secret:r-token/1234"), (None, Some("r-token".to_owned())));
+}
+
+#[test]
+fn an_administrator_notices_what_turned() {
+    let reasons = |before: Option<&Status>, after: &Status| -> Vec<(String, bool)> {
+        notices(before, after).into_iter().map(|notice| (notice.reason, notice.warning)).collect()
+    };
+    let pending = server("", ServerFacts::default());
+    let serving = server("", online());
+    assert_eq!(reasons(None, &serving), [], "a first status may be old news");
+    let came = reasons(Some(&pending), &serving);
+    assert!(came.contains(&("Registered".to_owned(), false)), "{came:?}");
+    assert_eq!(reasons(Some(&serving), &serving), []);
+    let changed = server(
+        "",
+        ServerFacts { requires_verification: true, pending_digest: Some([2; 32]), ..online() },
+    );
+    assert!(reasons(Some(&serving), &changed).contains(&("IdentityChanged".to_owned(), true)));
+    assert!(reasons(Some(&changed), &serving).contains(&("IdentityApproved".to_owned(), false)));
 }

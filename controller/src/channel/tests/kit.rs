@@ -30,8 +30,9 @@ use crate::{
     keys::Keys,
     live::{Hint, InProcess, Live},
     metrics::Metrics,
+    replica::Leadership,
     store::{
-        Actor, EventFilter, Store, random,
+        Actor, Change, EventFilter, Guard, LeaderEpoch, ReplicaId, ReplicaInfo, Revision, Store, random,
         tests::kit::{id, puts},
     },
 };
@@ -45,22 +46,23 @@ pub(super) async fn soon<F: Future>(what: F) -> F::Output {
 
 /// The resources in force, as an engine would hold them.
 #[derive(Default)]
-struct Held(Mutex<Arc<Index>>);
+struct Held(Mutex<(Arc<Index>, Revision)>);
 
 impl Held {
-    fn lock(&self) -> MutexGuard<'_, Arc<Index>> {
+    fn lock(&self) -> MutexGuard<'_, (Arc<Index>, Revision)> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Desired for Held {
-    fn index(&self) -> Arc<Index> {
+    fn in_force(&self) -> (Arc<Index>, Revision) {
         self.lock().clone()
     }
 }
 
 pub(super) struct Controller {
-    _dir: tempfile::TempDir,
+    _dir: Arc<tempfile::TempDir>,
+    pub(super) replica: ReplicaId,
     pub(super) keys: Arc<Keys>,
     pub(super) store: Store,
     pub(super) live: Arc<dyn Live>,
@@ -74,47 +76,96 @@ impl Controller {
     }
 
     pub(super) async fn with(toml: &str, settings: ChannelSettings) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let mut replicas = Self::replicas(toml, settings, vec![Arc::new(InProcess::default())]).await;
+        replicas.pop().unwrap()
+    }
+
+    /// Replicas over one store, one for each live layer. The first leads.
+    pub(super) async fn replicas(
+        toml: &str,
+        settings: ChannelSettings,
+        lives: Vec<Arc<dyn Live>>,
+    ) -> Vec<Self> {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
         let keys = Arc::new(Keys::create(&dir.path().join("keys"), Timestamp::now()).unwrap());
         let path = dir.path().join("horizon.db");
-        let store = Store::open(&path, &keys.envelope, Metrics::default()).await.unwrap();
-        let live: Arc<dyn Live> = Arc::new(InProcess::default());
-        let desired = Arc::new(Held::default());
-        let server = ChannelServer::start(ChannelOptions {
-            listen: "127.0.0.1:0".parse().unwrap(),
-            keys: keys.clone(),
-            store: store.clone(),
-            live: live.clone(),
-            desired: desired.clone(),
-            metrics: Metrics::default(),
-            settings,
-        })
-        .unwrap();
-        let controller = Self { _dir: dir, keys, store, live, desired, server };
-        controller.put(toml).await;
-        controller
+        let store = Store::open(path, &keys.envelope, Metrics::default()).await.unwrap();
+        let mut replicas: Vec<Self> = Vec::new();
+        for live in lives {
+            let leadership = match &replicas[..] {
+                [] => Leadership::always(LeaderEpoch(1)),
+                _ => Leadership::default(),
+            };
+            let (desired, replica) = (Arc::new(Held::default()), ReplicaId::random());
+            let server = ChannelServer::start(ChannelOptions {
+                listen: "127.0.0.1:0".parse().unwrap(),
+                keys: keys.clone(),
+                store: store.clone(),
+                live: live.clone(),
+                desired: desired.clone(),
+                replica,
+                leadership,
+                metrics: Metrics::default(),
+                settings: settings.clone(),
+            })
+            .unwrap();
+            let (keys, store) = (keys.clone(), store.clone());
+            replicas.push(Self { _dir: dir.clone(), replica, keys, store, live, desired, server });
+        }
+        for replica in &replicas {
+            replica.beat().await;
+        }
+        replicas[0].put(toml).await;
+        for replica in &replicas[1..] {
+            replica.follow().await;
+        }
+        replicas
+    }
+
+    /// Says to the others that this replica lives.
+    pub(super) async fn beat(&self) {
+        let info = ReplicaInfo {
+            name: "test".into(),
+            addresses: vec![self.address()],
+            draining: false,
+            version: "0".into(),
+        };
+        self.store.replica_beat(self.replica, &info).await.unwrap();
+    }
+
+    /// Brings what was committed into force at this replica.
+    pub(super) async fn follow(&self) {
+        self.refresh(Vec::new()).await;
     }
 
     async fn refresh(&self, servers: Vec<ServerId>) {
-        let index = Arc::new(Index::new(self.store.load_resources().await.unwrap()));
+        let (resources, revision) = self.store.load_resources().await.unwrap();
+        let index = Arc::new(Index::new(resources));
         let all = index.all(horizon_crds::KindName::Server).iter().map(|s| s.server_id()).collect::<Vec<_>>();
-        *self.desired.lock() = index;
+        *self.desired.lock() = (index, revision);
         for server in all.into_iter().chain(servers) {
-            self.live.publish(Hint::ServerChanged(server));
+            self.live.publish_here(Hint::ServerChanged(server));
         }
     }
 
     pub(super) async fn put(&self, toml: &str) {
-        let done =
-            self.store.commit_resources(&puts(toml), &Actor::System("test"), Timestamp::now()).await.unwrap();
-        self.refresh(done.servers).await;
+        self.commit(&puts(toml)).await;
     }
 
     pub(super) async fn remove(&self, kind: &str, name: &str) {
-        let change = crate::store::Change::Remove(id(kind, name));
-        let done =
-            self.store.commit_resources(&[change], &Actor::System("test"), Timestamp::now()).await.unwrap();
+        self.commit(&[Change::Remove { id: id(kind, name), actor: None }]).await;
+    }
+
+    async fn commit(&self, changes: &[Change]) {
+        let (actor, now) = (Actor::System("test"), Timestamp::now());
+        let done = self.store.commit_resources(changes, &actor, now, Guard::NONE).await.unwrap();
         self.refresh(done.servers).await;
+    }
+
+    /// Sends all peers to another replica, and stops.
+    pub(super) async fn leave(self, to: &Self) {
+        self.server.go_elsewhere(vec![to.address()]).await;
+        self.stop().await;
     }
 
     pub(super) fn address(&self) -> String {
@@ -127,7 +178,7 @@ impl Controller {
 
     pub(super) async fn uid(&self, kind: &str, name: &str) -> Uuid {
         let id = id(kind, name);
-        self.store.load_resources().await.unwrap().into_iter().find(|s| s.id() == id).unwrap().uid
+        self.store.load_resources().await.unwrap().0.into_iter().find(|s| s.id() == id).unwrap().uid
     }
 
     pub(super) async fn token(&self, key: &str) -> RegistrationToken {
@@ -273,6 +324,37 @@ impl Appliance {
     ) -> Result<proto::Attached, RequestError> {
         self.channel = controller.dial(&self.key, Role::Appliance).await.unwrap();
         self.attach().await
+    }
+
+    /// Dials another replica, where it can attach next. Returns the old channel, which still stands.
+    pub(super) async fn hand_over(&mut self, to: &Controller) -> Channel {
+        let new = to.dial(&self.key, Role::Appliance).await.unwrap();
+        std::mem::replace(&mut self.channel, new)
+    }
+
+    /// The same appliance over another channel, as a copy of its disk would be.
+    pub(super) fn copy(&self, channel: Channel) -> Self {
+        Self {
+            key: self.key.clone(),
+            incarnation: self.incarnation,
+            server: self.server,
+            secret: self.secret.clone(),
+            held: self.held.clone(),
+            counter: self.counter,
+            state_key: self.state_key,
+            channel,
+        }
+    }
+
+    /// Serves until it was challenged and answered.
+    pub(super) async fn take_challenge(&mut self) {
+        loop {
+            match self.next().await.expect("the controller ended the conversation") {
+                Said::Challenge(challenge) => return self.answer(&challenge).await,
+                Said::DialBack(_) => {}
+                other => panic!("unexpected {other:?}"),
+            }
+        }
     }
 
     /// The next message that the controller says unasked; `None` when it ended the conversation.

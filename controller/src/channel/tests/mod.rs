@@ -5,3 +5,5 @@ mod changes;
 mod devices;
 mod kit;
 mod malformed;
+mod replicas;
+mod sizes;

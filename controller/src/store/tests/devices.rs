@@ -3,14 +3,13 @@
 use horizon_controller_core::DeviceStanding;
 use horizon_model::{KeyId, PublicKey, TaggedSecret};
 
-use super::kit::{Kit, at, device_info};
+use super::kit::{Kit, at, conformance, device_info};
 use crate::store::{EnrolError, IssueError};
 
 fn key(n: u8) -> PublicKey {
     PublicKey([n; 32])
 }
 
-#[tokio::test]
 async fn a_key_enrols_devices_up_to_the_limit() {
     let kit = Kit::with_basics().await;
     kit.put(
@@ -41,7 +40,6 @@ async fn a_key_enrols_devices_up_to_the_limit() {
     assert!(listed.iter().any(|d| d.id == first.device && d.last_seen == at(50) && d.key == "ana-1"));
 }
 
-#[tokio::test]
 async fn enrolments_are_refused_for_the_right_reason() {
     let kit = Kit::with_basics().await;
     let (id, secret) = kit.personal_key().await;
@@ -74,7 +72,6 @@ async fn enrolments_are_refused_for_the_right_reason() {
     assert_eq!(device.standing(at(1)), DeviceStanding::KeyRevoked);
 }
 
-#[tokio::test]
 async fn a_revoked_device_stays_so() {
     let kit = Kit::with_basics().await;
     let (id, secret) = kit.personal_key().await;
@@ -93,7 +90,6 @@ async fn a_revoked_device_stays_so() {
     assert_eq!(kit.store.list_devices(1).await.unwrap()[0].status, "blocked");
 }
 
-#[tokio::test]
 async fn a_device_may_pass_to_another_user() {
     let kit = Kit::with_basics().await;
     let (id, secret) = kit.personal_key().await;
@@ -111,3 +107,10 @@ async fn a_device_may_pass_to_another_user() {
     assert_eq!(kit.store.device_by_key(key(1)).await.unwrap().unwrap().user_name.as_str(), "ben");
     assert_eq!(kit.store.user_facts(first.user).await.unwrap().devices, []);
 }
+
+conformance!(
+    a_key_enrols_devices_up_to_the_limit,
+    enrolments_are_refused_for_the_right_reason,
+    a_revoked_device_stays_so,
+    a_device_may_pass_to_another_user,
+);

@@ -2,15 +2,20 @@
 
 use horizon_model::{Digest, EntryId, EntryProblem, ProblemCode, PublicKey, ServerId};
 
-use super::kit::{Kit, at};
-use crate::store::{AppliedState, EventFilter, NewEvent, Severity, Source, StateNumber};
+use super::kit::{Kit, at, conformance};
+use crate::store::{
+    AppliedState, EventFilter, NewEvent, Revision, Severity, Source, StateNumber, StateNumbering,
+};
 
-#[tokio::test]
 async fn states_are_numbered_by_what_they_say() {
     let kit = Kit::with_basics().await;
     let server = kit.server().await;
-    let number =
-        async |digest: u8| kit.store.number_state(server, Digest([digest; 32])).await.unwrap().unwrap();
+    let lease = kit.lease(server).await;
+    let number = async |digest: u8| {
+        let done = kit.store.number_state(server, lease, Digest([digest; 32]), Revision(4)).await.unwrap();
+        let StateNumbering::Numbered(number) = done else { panic!("{done:?}") };
+        number
+    };
     assert_eq!(number(1).await, StateNumber { epoch: 1, generation: 1 });
     assert_eq!(number(1).await, StateNumber { epoch: 1, generation: 1 });
     assert_eq!(number(2).await, StateNumber { epoch: 1, generation: 2 });
@@ -18,19 +23,25 @@ async fn states_are_numbered_by_what_they_say() {
     // The appliance is ahead, as after a backup of this database was restored.
     let ahead =
         AppliedState { epoch: 1, generation: 9, digest: None, problems: Vec::new(), addresses: Vec::new() };
-    kit.store.note_applied(server, &ahead).await.unwrap();
+    kit.store.note_applied(server, lease, &ahead).await.unwrap();
     assert_eq!(number(1).await, StateNumber { epoch: 1, generation: 10 });
     assert_eq!(number(1).await, StateNumber { epoch: 1, generation: 10 });
-    assert!(
-        kit.store.number_state(ServerId(uuid::Uuid::from_u128(1)), Digest([1; 32])).await.unwrap().is_none()
-    );
+    let nobody = ServerId(uuid::Uuid::from_u128(1));
+    let done = kit.store.number_state(nobody, lease, Digest([1; 32]), Revision(4)).await.unwrap();
+    assert_eq!(done, StateNumbering::NoServer);
+    // One that was made from older resources than the newest is stale, unless it says the same.
+    let older = async |digest: u8| {
+        kit.store.number_state(server, lease, Digest([digest; 32]), Revision(3)).await.unwrap()
+    };
+    assert_eq!(older(2).await, StateNumbering::Stale(Revision(4)));
+    assert!(matches!(older(1).await, StateNumbering::Numbered(number) if number.generation == 10));
 }
 
-#[tokio::test]
 async fn what_was_applied_is_noted_when_it_is_news() {
     let kit = Kit::with_basics().await;
     let server = kit.register(PublicKey([1; 32])).await.server;
-    kit.store.number_state(server, Digest([4; 32])).await.unwrap();
+    let lease = kit.lease(server).await;
+    kit.store.number_state(server, lease, Digest([4; 32]), Revision(1)).await.unwrap();
     let problem =
         EntryProblem { entry: EntryId::tunnel(), code: ProblemCode::System, message: "no device".into() };
     let applied = AppliedState {
@@ -40,26 +51,28 @@ async fn what_was_applied_is_noted_when_it_is_news() {
         problems: vec![problem.clone()],
         addresses: vec!["192.0.2.7:7443".parse().unwrap()],
     };
-    assert!(kit.store.note_applied(server, &applied).await.unwrap());
-    assert!(!kit.store.note_applied(server, &applied).await.unwrap());
+    assert!(kit.store.note_applied(server, lease, &applied).await.unwrap());
+    assert!(!kit.store.note_applied(server, lease, &applied).await.unwrap());
     let facts = kit.store.server_facts(server).await.unwrap();
     assert_eq!((facts.state_generation, facts.applied_generation), (1, 1));
     assert_eq!(facts.problems, [problem]);
     let run = horizon_model::Incarnation(uuid::Uuid::from_u128(7));
-    kit.store.note_attached(server, "203.0.113.4".parse().unwrap(), "0.2.0", run, at(9)).await.unwrap();
-    assert!(kit.store.note_unreachable(server, Some("closed")).await.unwrap());
-    assert!(!kit.store.note_unreachable(server, Some("closed")).await.unwrap());
+    kit.store
+        .note_attached(server, lease, "203.0.113.4".parse().unwrap(), "0.2.0", run, at(9))
+        .await
+        .unwrap();
+    assert!(kit.store.note_unreachable(server, lease, Some("closed")).await.unwrap());
+    assert!(!kit.store.note_unreachable(server, lease, Some("closed")).await.unwrap());
     let facts = kit.store.server_facts(server).await.unwrap();
     assert_eq!(facts.public_address, Some("203.0.113.4".parse().unwrap()));
     assert_eq!((facts.version.as_deref(), facts.unreachable.as_deref()), (Some("0.2.0"), Some("closed")));
-    assert!(kit.store.note_unreachable(server, None).await.unwrap());
+    assert!(kit.store.note_unreachable(server, lease, None).await.unwrap());
     let more = [horizon_model::Capability::Relay];
-    assert!(kit.store.note_capabilities(server, &more, at(10)).await.unwrap());
-    assert!(!kit.store.note_capabilities(server, &more, at(11)).await.unwrap());
+    assert!(kit.store.note_capabilities(server, lease, &more, at(10)).await.unwrap());
+    assert!(!kit.store.note_capabilities(server, lease, &more, at(11)).await.unwrap());
     assert_eq!(kit.store.server(server).await.unwrap().unwrap().capabilities, more);
 }
 
-#[tokio::test]
 async fn nothing_known_is_no_error() {
     let kit = Kit::new().await;
     let nobody = uuid::Uuid::from_u128(1);
@@ -70,7 +83,6 @@ async fn nothing_known_is_no_error() {
     assert_eq!(kit.store.decision_facts(nobody).await.unwrap(), Default::default());
 }
 
-#[tokio::test]
 async fn the_newest_keyset_is_remembered() {
     let kit = Kit::new().await;
     assert_eq!(kit.store.note_keyset(2, at(0)).await.unwrap(), 2);
@@ -82,7 +94,6 @@ async fn the_newest_keyset_is_remembered() {
     assert_eq!(kit.store.note_keyset(3, at(2)).await.unwrap(), 3);
 }
 
-#[tokio::test]
 async fn events_are_listed_newest_first_and_by_source() {
     let kit = Kit::new().await;
     let server = ServerId(uuid::Uuid::from_u128(1));
@@ -107,7 +118,6 @@ async fn events_are_listed_newest_first_and_by_source() {
     assert_eq!((event.description.len(), event.component.as_str()), (1024, "system"));
 }
 
-#[tokio::test]
 async fn the_file_of_a_secret_is_noted_until_it_is_gone() {
     let kit = Kit::with_basics().await;
     for (kind, name) in [("RegistrationKey", "berlin-1"), ("PersonalKey", "ana-1")] {
@@ -122,3 +132,12 @@ async fn the_file_of_a_secret_is_noted_until_it_is_gone() {
         assert_eq!(file().await, None);
     }
 }
+
+conformance!(
+    states_are_numbered_by_what_they_say,
+    what_was_applied_is_noted_when_it_is_news,
+    nothing_known_is_no_error,
+    the_newest_keyset_is_remembered,
+    events_are_listed_newest_first_and_by_source,
+    the_file_of_a_secret_is_noted_until_it_is_gone,
+);

@@ -1,24 +1,51 @@
-//! A store in a temporary directory, and resources from TOML.
+//! A store on each engine, and resources from TOML.
 
 use std::sync::Arc;
 
 use horizon_controller_core::{Index, Origin, Stored};
 use horizon_crds::{Resource, ResourceId};
 use horizon_model::{
-    Capability, DeviceInfo, Factor, FactorKind, KeyId, PublicKey, Secret, ServerId, TaggedSecret,
+    Capability, DeviceInfo, Factor, FactorKind, Incarnation, KeyId, PublicKey, Secret, ServerId, TaggedSecret,
 };
 use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::{
     metrics::Metrics,
-    store::{Actor, Assigned, Change, Committed, EnvelopeKey, RegisterRequest, RegisteredServer, Store},
+    store::{
+        Actor, Assigned, Change, ChannelLease, Committed, EnvelopeKey, Guard, RegisterRequest,
+        RegisteredServer, ReplicaId, Store,
+    },
 };
 
+use super::place::Place;
+
+/// The replica that tests are unless they say otherwise.
+pub(crate) const REPLICA: ReplicaId = ReplicaId(Uuid::from_u128(1));
+
 pub(crate) struct Kit {
-    pub(crate) dir: tempfile::TempDir,
+    pub(crate) place: Place,
     pub(crate) store: Store,
 }
+
+/// Runs each test on both engines. One that is not listed is unused, which the compiler says.
+macro_rules! conformance {
+    ($($name:ident),+ $(,)?) => {
+        conformance!(sqlite, $crate::store::tests::place::On::Sqlite; $($name),+);
+        conformance!(postgres, $crate::store::tests::place::On::Postgres; $($name),+);
+    };
+    ($engine:ident, $on:expr; $($name:ident),+) => {
+        mod $engine {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    $crate::store::tests::place::ENGINE.scope($on, super::$name()).await;
+                }
+            )+
+        }
+    };
+}
+pub(crate) use conformance;
 
 /// What most tests declare: a user who may use one server.
 pub(crate) const BASICS: &str = r#"
@@ -78,8 +105,13 @@ pub(crate) fn puts(toml: &str) -> Vec<Change> {
         .map(|resource| Change::Put {
             resource: Arc::new(resource),
             origin: Origin::File("test.toml".into()),
+            actor: None,
         })
         .collect()
+}
+
+pub(crate) fn removal(kind: &str, name: &str) -> Change {
+    Change::Remove { id: id(kind, name), actor: None }
 }
 
 pub(crate) fn id(kind: &str, name: &str) -> ResourceId {
@@ -92,10 +124,14 @@ pub(crate) fn id(kind: &str, name: &str) -> ResourceId {
 
 impl Kit {
     pub(crate) async fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let store =
-            Store::open(&dir.path().join("horizon.db"), &envelope(), Metrics::default()).await.unwrap();
-        Self { dir, store }
+        let place = Place::new();
+        let store = Store::open(place.database(), &envelope(), Metrics::default()).await.unwrap();
+        Self { place, store }
+    }
+
+    /// Another handle on the same database, as another replica has.
+    pub(crate) async fn replica(&self) -> Store {
+        Store::open(self.place.database(), &envelope(), Metrics::default()).await.unwrap()
     }
 
     pub(crate) async fn with_basics() -> Self {
@@ -105,7 +141,7 @@ impl Kit {
     }
 
     pub(crate) async fn commit(&self, changes: &[Change], now: Timestamp) -> Committed {
-        self.store.commit_resources(changes, &Actor::File("test".into()), now).await.unwrap()
+        self.store.commit_resources(changes, &Actor::File("test".into()), now, Guard::NONE).await.unwrap()
     }
 
     pub(crate) async fn put(&self, toml: &str) -> Vec<Assigned> {
@@ -113,11 +149,11 @@ impl Kit {
     }
 
     pub(crate) async fn remove(&self, kind: &str, name: &str) -> Committed {
-        self.commit(&[Change::Remove(id(kind, name))], at(0)).await
+        self.commit(&[removal(kind, name)], at(0)).await
     }
 
     pub(crate) async fn stored(&self) -> Vec<Stored> {
-        self.store.load_resources().await.unwrap()
+        self.store.load_resources().await.unwrap().0
     }
 
     pub(crate) async fn index(&self) -> Index {
@@ -142,6 +178,16 @@ impl Kit {
     pub(crate) async fn register(&self, key: PublicKey) -> RegisteredServer {
         let secret = self.token().await;
         self.store.register_server(&request(secret, key), at(1)).await.unwrap()
+    }
+
+    /// Takes the channel of a server, from whoever has it.
+    pub(crate) async fn lease(&self, server: ServerId) -> ChannelLease {
+        let holder = self.store.channel_of(server).await.unwrap().map(|holder| holder.lease);
+        self.store
+            .take_channel(server, REPLICA, Incarnation(Uuid::from_u128(7)), holder, at(0))
+            .await
+            .unwrap()
+            .expect("nobody else takes it")
     }
 
     /// The personal key of the basics, with its secret.

@@ -4,8 +4,8 @@ use horizon_crds::IdentityDigest;
 use horizon_model::{Capability, PublicKey, Secret};
 use horizon_wire::proto::Metrics;
 
-use super::kit::{Kit, at, factors, id, request};
-use crate::store::{Beat, Change, Heartbeats, IdentityOutcome, IssueError, RegisterError, ServerRecord};
+use super::kit::{Kit, at, conformance, factors, request};
+use crate::store::{Beat, Heartbeats, IdentityOutcome, IssueError, RegisterError, ServerRecord, StoreError};
 
 const KEY: PublicKey = PublicKey([5; 32]);
 const OTHER: PublicKey = PublicKey([6; 32]);
@@ -14,7 +14,6 @@ async fn record(kit: &Kit) -> ServerRecord {
     kit.store.server(kit.server().await).await.unwrap().unwrap()
 }
 
-#[tokio::test]
 async fn secrets_are_issued_once_and_only_for_keys_that_live() {
     let kit = Kit::with_basics().await;
     let key = kit.uid("RegistrationKey", "berlin-1").await;
@@ -25,9 +24,8 @@ async fn secrets_are_issued_once_and_only_for_keys_that_live() {
     assert!(matches!(unknown, Err(IssueError::Unknown)));
     // The secret itself is nowhere in the database.
     kit.store.close().await;
-    let mut bytes = std::fs::read(kit.dir.path().join("horizon.db")).unwrap();
-    bytes.extend(std::fs::read(kit.dir.path().join("horizon.db-wal")).unwrap_or_default());
-    assert!(!bytes.windows(32).any(|w| w == secret.expose()));
+    assert!(!kit.place.holds(secret.expose()));
+    assert!(kit.place.holds(&horizon_wire::key::sha256(secret.expose()).0), "its hash is");
 
     let kit = Kit::with_basics().await;
     let key = kit.uid("RegistrationKey", "berlin-1").await;
@@ -35,7 +33,6 @@ async fn secrets_are_issued_once_and_only_for_keys_that_live() {
     assert!(matches!(late, Err(IssueError::Ended)));
 }
 
-#[tokio::test]
 async fn a_token_binds_to_the_first_key_and_answers_it_again() {
     let kit = Kit::with_basics().await;
     let secret = kit.token().await;
@@ -59,7 +56,6 @@ async fn a_token_binds_to_the_first_key_and_answers_it_again() {
     assert!(kit.store.register_server(&request(secret, KEY), at(4)).await.is_ok());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_a_hundred_at_once_one_wins() {
     let kit = Kit::with_basics().await;
     let secret = kit.token().await;
@@ -73,7 +69,6 @@ async fn of_a_hundred_at_once_one_wins() {
     assert!(results.iter().all(|r| matches!(r, Ok(_) | Err(RegisterError::Used(_)))));
 }
 
-#[tokio::test]
 async fn registrations_are_refused_for_the_right_reason() {
     let kit = Kit::with_basics().await;
     let secret = kit.token().await;
@@ -90,12 +85,11 @@ async fn registrations_are_refused_for_the_right_reason() {
 
     let kit = Kit::with_basics().await;
     let secret = kit.token().await;
-    kit.commit(&[Change::Remove(id("Server", "berlin"))], at(0)).await;
+    kit.remove("Server", "berlin").await;
     let gone = kit.store.register_server(&request(secret, KEY), at(1)).await;
     assert!(matches!(gone, Err(RegisterError::Revoked(_))));
 }
 
-#[tokio::test]
 async fn a_second_token_replaces_the_appliance() {
     let kit = Kit::with_basics().await;
     let first_secret = kit.token().await;
@@ -112,13 +106,14 @@ async fn a_second_token_replaces_the_appliance() {
     assert!(matches!(old, Err(RegisterError::Superseded(_))));
 }
 
-#[tokio::test]
 async fn secrets_move_on_with_durable_beats() {
     let kit = Kit::with_basics().await;
     let registered = kit.register(KEY).await;
     let beats = Heartbeats::start(kit.store.clone());
+    let lease = kit.lease(registered.server).await;
     let beat = |counter: u64, secret: u8| Beat {
         server: registered.server,
+        lease,
         counter,
         sent: at(10),
         received: at(10 + counter as i64),
@@ -140,23 +135,26 @@ async fn secrets_move_on_with_durable_beats() {
     assert_eq!(history[0].metrics["loadPercent"], 7);
     // A beat of an appliance that was replaced since changes nothing.
     let late = Beat { key: OTHER, ..beat(3, 13) };
-    assert!(matches!(beats.submit(late).await, Err(crate::store::StoreError::Replaced)));
+    assert!(matches!(beats.submit(late).await, Err(StoreError::Replaced)));
     assert_eq!(kit.store.list_beats(registered.server, 10).await.unwrap().len(), 2);
-    assert_eq!(kit.store.prune_beats(at(12)).await.unwrap(), 1);
-    assert_eq!(kit.store.list_beats(registered.server, 10).await.unwrap().len(), 1);
+    // Whoever lost the channel writes no beats.
+    kit.lease(registered.server).await;
+    assert!(matches!(beats.submit(beat(4, 14)).await, Err(StoreError::LostChannel)));
+    let (current, _) = kit.store.server_secrets(registered.server).await.unwrap().unwrap();
+    assert_eq!(current.expose(), &[12; 32]);
     assert!(
         kit.store.server_secrets(horizon_model::ServerId(uuid::Uuid::from_u128(1))).await.unwrap().is_none()
     );
 }
 
-#[tokio::test]
 async fn challenges_count_once() {
     let kit = Kit::with_basics().await;
     let server = kit.register(KEY).await.server;
+    let lease = kit.lease(server).await;
     let challenge = kit.store.put_challenge(server, at(2)).await.unwrap();
-    assert!(kit.store.answer_challenge(server, challenge, true, 1, at(3)).await.unwrap());
+    assert!(kit.store.answer_challenge(server, lease, challenge, true, 1, at(3)).await.unwrap());
     assert!(
-        !kit.store.answer_challenge(server, challenge, false, 2, at(4)).await.unwrap(),
+        !kit.store.answer_challenge(server, lease, challenge, false, 2, at(4)).await.unwrap(),
         "it was answered"
     );
     let facts = record(&kit).await;
@@ -165,31 +163,31 @@ async fn challenges_count_once() {
         (Some(true), Some(at(3)), false)
     );
     let challenge = kit.store.put_challenge(server, at(5)).await.unwrap();
-    assert!(kit.store.answer_challenge(server, challenge, false, 2, at(6)).await.unwrap());
+    assert!(kit.store.answer_challenge(server, lease, challenge, false, 2, at(6)).await.unwrap());
     let facts = record(&kit).await;
     assert_eq!((facts.verified, facts.requires_verification), (Some(false), true));
     assert_eq!(facts.pending_digest, facts.identity_digest);
     let events = async || kit.store.list_security_events(&Default::default()).await.unwrap().len();
     assert_eq!(events().await, 0, "one failure is tolerated");
     let challenge = kit.store.put_challenge(server, at(7)).await.unwrap();
-    assert!(kit.store.answer_challenge(server, challenge, false, 2, at(8)).await.unwrap());
+    assert!(kit.store.answer_challenge(server, lease, challenge, false, 2, at(8)).await.unwrap());
     assert_eq!(events().await, 1);
 }
 
-#[tokio::test]
 async fn a_changed_machine_waits_for_the_approval_of_its_digest() {
     let kit = Kit::with_basics().await;
     let token = kit.token().await;
     let server = kit.store.register_server(&request(token.clone(), KEY), at(1)).await.unwrap().server;
+    let lease = kit.lease(server).await;
     let same = factors(&[("cpu", "b"), ("board", "a"), ("disk/0", "c")]);
-    assert_eq!(kit.store.observe_factors(server, &same, at(2)).await.unwrap(), IdentityOutcome::Same);
+    assert_eq!(kit.store.observe_factors(server, lease, &same, at(2)).await.unwrap(), IdentityOutcome::Same);
     let little = factors(&[("board", "a"), ("cpu", "b"), ("disk/0", "d")]);
-    let outcome = kit.store.observe_factors(server, &little, at(3)).await.unwrap();
+    let outcome = kit.store.observe_factors(server, lease, &little, at(3)).await.unwrap();
     assert!(matches!(outcome, IdentityOutcome::Absorbed(changes) if changes.len() == 1));
     // What was taken over counts from then on.
     let much = factors(&[("board", "x"), ("cpu", "y"), ("disk/0", "d")]);
     let IdentityOutcome::Pending { digest, changes } =
-        kit.store.observe_factors(server, &much, at(4)).await.unwrap()
+        kit.store.observe_factors(server, lease, &much, at(4)).await.unwrap()
     else {
         panic!("not pending")
     };
@@ -208,7 +206,7 @@ async fn a_changed_machine_waits_for_the_approval_of_its_digest() {
     let wrong = kit.put(&approve("wrong", [0; 32])).await[0].uid;
     assert!(record(&kit).await.requires_verification, "another digest approves nothing");
     assert_eq!(kit.store.decision_facts(wrong).await.unwrap().effective_at, None);
-    assert!(kit.store.reissue_secret(server).await.unwrap().is_none());
+    assert!(kit.store.reissue_secret(server, lease).await.unwrap().is_none());
     let right = kit.put(&approve("right", digest)).await[0].uid;
     let facts = record(&kit).await;
     assert_eq!(
@@ -216,41 +214,40 @@ async fn a_changed_machine_waits_for_the_approval_of_its_digest() {
         (Some(digest), None, false)
     );
     assert!(kit.store.decision_facts(right).await.unwrap().effective_at.is_some());
-    assert_eq!(kit.store.observe_factors(server, &much, at(5)).await.unwrap(), IdentityOutcome::Same);
+    assert_eq!(kit.store.observe_factors(server, lease, &much, at(5)).await.unwrap(), IdentityOutcome::Same);
     // A new secret is due until the appliance has proved that it has it.
-    let secret = kit.store.reissue_secret(server).await.unwrap().unwrap();
+    let secret = kit.store.reissue_secret(server, lease).await.unwrap().unwrap();
     assert_eq!(kit.store.server_secrets(server).await.unwrap().unwrap().0.expose(), secret.expose());
-    assert!(kit.store.reissue_secret(server).await.unwrap().is_some());
+    assert!(kit.store.reissue_secret(server, lease).await.unwrap().is_some());
     let challenge = kit.store.put_challenge(server, at(6)).await.unwrap();
-    kit.store.answer_challenge(server, challenge, true, 1, at(7)).await.unwrap();
-    assert!(kit.store.reissue_secret(server).await.unwrap().is_none());
+    kit.store.answer_challenge(server, lease, challenge, true, 1, at(7)).await.unwrap();
+    assert!(kit.store.reissue_secret(server, lease).await.unwrap().is_none());
     // The digest that waits is approved while the machine reports the old factors again.
     let third = factors(&[("board", "1"), ("cpu", "2"), ("disk/0", "3")]);
     let IdentityOutcome::Pending { digest, .. } =
-        kit.store.observe_factors(server, &third, at(7)).await.unwrap()
+        kit.store.observe_factors(server, lease, &third, at(7)).await.unwrap()
     else {
         panic!("not pending")
     };
-    assert_eq!(kit.store.observe_factors(server, &much, at(7)).await.unwrap(), IdentityOutcome::Same);
+    assert_eq!(kit.store.observe_factors(server, lease, &much, at(7)).await.unwrap(), IdentityOutcome::Same);
     kit.put(&approve("third", digest)).await;
-    assert_eq!(kit.store.observe_factors(server, &third, at(7)).await.unwrap(), IdentityOutcome::Same);
+    assert_eq!(kit.store.observe_factors(server, lease, &third, at(7)).await.unwrap(), IdentityOutcome::Same);
     assert!(!record(&kit).await.requires_verification);
     // One that was withdrawn before it took effect does not.
     let fourth = factors(&[("board", "6"), ("cpu", "7"), ("disk/0", "8")]);
     kit.put(&approve("fourth", crate::store::identity::digest(&fourth))).await;
     kit.remove("Approval", "fourth").await;
-    let outcome = kit.store.observe_factors(server, &fourth, at(7)).await.unwrap();
+    let outcome = kit.store.observe_factors(server, lease, &fourth, at(7)).await.unwrap();
     assert!(matches!(outcome, IdentityOutcome::Pending { .. }));
     let repeated = kit.store.register_server(&request(token, KEY), at(7)).await;
     assert!(matches!(repeated, Err(RegisterError::Quarantined(_))), "a token is no approval");
     // An approval that came first takes effect when the identity comes.
     let later = factors(&[("board", "p"), ("cpu", "q"), ("disk/0", "r")]);
     kit.put(&approve("early", crate::store::identity::digest(&later))).await;
-    assert_eq!(kit.store.observe_factors(server, &later, at(8)).await.unwrap(), IdentityOutcome::Same);
+    assert_eq!(kit.store.observe_factors(server, lease, &later, at(8)).await.unwrap(), IdentityOutcome::Same);
     assert!(!record(&kit).await.requires_verification);
 }
 
-#[tokio::test]
 async fn final_facts_survive_every_later_word() {
     let kit = Kit::with_basics().await;
     let server = kit.server().await;
@@ -274,3 +271,15 @@ async fn final_facts_survive_every_later_word() {
     let facts = kit.store.personal_key_facts(key).await.unwrap();
     assert!(facts.compromised && facts.deactivated_at.is_some());
 }
+
+conformance!(
+    secrets_are_issued_once_and_only_for_keys_that_live,
+    a_token_binds_to_the_first_key_and_answers_it_again,
+    of_a_hundred_at_once_one_wins,
+    registrations_are_refused_for_the_right_reason,
+    a_second_token_replaces_the_appliance,
+    secrets_move_on_with_durable_beats,
+    challenges_count_once,
+    a_changed_machine_waits_for_the_approval_of_its_digest,
+    final_facts_survive_every_later_word,
+);

@@ -4,8 +4,8 @@ use horizon_controller_core::Origin;
 use horizon_model::NetworkId;
 use serde_json::json;
 
-use super::kit::{BASICS, Kit, at, id, puts, resources};
-use crate::store::{Actor, Change};
+use super::kit::{BASICS, Kit, at, conformance, puts, removal, resources};
+use crate::store::{Actor, Guard, dialect::query};
 
 fn network(name: &str, range: &str) -> String {
     format!(
@@ -14,7 +14,6 @@ fn network(name: &str, range: &str) -> String {
     )
 }
 
-#[tokio::test]
 async fn resources_return_as_they_were_committed() {
     let kit = Kit::new().await;
     let assigned = kit.put(BASICS).await;
@@ -29,7 +28,6 @@ async fn resources_return_as_they_were_committed() {
     }
 }
 
-#[tokio::test]
 async fn only_a_changed_spec_moves_the_generation() {
     let kit = Kit::with_basics().await;
     let server = |extra: &str| {
@@ -48,7 +46,6 @@ async fn only_a_changed_spec_moves_the_generation() {
     }
 }
 
-#[tokio::test]
 async fn a_recreated_name_inherits_nothing() {
     let kit = Kit::with_basics().await;
     let server = kit.server().await;
@@ -74,7 +71,6 @@ async fn a_recreated_name_inherits_nothing() {
     assert_eq!(kit.store.user_facts(user).await.unwrap().keys, []);
 }
 
-#[tokio::test]
 async fn a_key_finds_its_user_whenever_that_comes() {
     let kit = Kit::new().await;
     let key = "apiVersion = 'horizon.dev/v1alpha1'\nkind = 'PersonalKey'\nmetadata.name = 'ana-1'\nspec.userRef = 'ana'\n";
@@ -84,7 +80,6 @@ async fn a_key_finds_its_user_whenever_that_comes() {
     assert_eq!(kit.store.user_facts(user).await.unwrap().keys.len(), 1);
 }
 
-#[tokio::test]
 async fn networks_have_numbers_that_are_not_reused() {
     let kit = Kit::new().await;
     let number = async |name: &str, range: &str| kit.put(&network(name, range)).await[0].number.unwrap();
@@ -95,7 +90,7 @@ async fn networks_have_numbers_that_are_not_reused() {
     assert_eq!(number("b", "10.2.0.0/24").await, NetworkId(3));
     // The last number was given: only what is free is given again.
     let mut tx = kit.store.begin().await.unwrap();
-    sqlx::query("UPDATE resources SET number = 65535 WHERE name = 'b' AND deleted_at IS NULL")
+    query("UPDATE resources SET number = 65535 WHERE name = 'b' AND deleted_at IS NULL")
         .execute(&mut *tx)
         .await
         .unwrap();
@@ -105,7 +100,6 @@ async fn networks_have_numbers_that_are_not_reused() {
     assert_eq!(stored.iter().filter(|s| s.number.is_some()).count(), 3);
 }
 
-#[tokio::test]
 async fn many_changes_are_one_transaction_and_the_last_of_a_name_holds() {
     let kit = Kit::new().await;
     let mut toml = String::new();
@@ -116,13 +110,12 @@ async fn many_changes_are_one_transaction_and_the_last_of_a_name_holds() {
     }
     assert_eq!(kit.put(&toml).await.len(), 300);
     let mut changes = puts(&toml);
-    changes.push(Change::Remove(id("User", "u7")));
+    changes.push(removal("User", "u7"));
     let done = kit.commit(&changes, at(5)).await;
     assert_eq!(done.assigned.len(), 299);
     assert_eq!(kit.stored().await.len(), 299);
 }
 
-#[tokio::test]
 async fn every_change_is_audited_with_it() {
     let kit = Kit::with_basics().await;
     let uid = kit.uid("User", "ana").await;
@@ -145,14 +138,13 @@ async fn every_change_is_audited_with_it() {
     assert_eq!(kit.store.list_audit(100).await.unwrap().len(), entries);
 }
 
-#[tokio::test]
 async fn statuses_are_kept_for_what_exists() {
     let kit = Kit::with_basics().await;
     let (user, server) = (kit.uid("User", "ana").await, kit.uid("Server", "berlin").await);
     let gone = uuid::Uuid::from_u128(1);
     let write = [(user, json!({ "deviceCount": 1 })), (server, json!({})), (gone, json!({}))];
-    kit.store.put_statuses(&write, at(0)).await.unwrap();
-    kit.store.put_statuses(&[(user, json!({ "deviceCount": 2 }))], at(1)).await.unwrap();
+    kit.store.put_statuses(&write, at(0), None).await.unwrap();
+    kit.store.put_statuses(&[(user, json!({ "deviceCount": 2 }))], at(1), None).await.unwrap();
     assert_eq!(kit.store.status_of(user).await.unwrap(), Some(json!({ "deviceCount": 2 })));
     assert_eq!(kit.store.statuses().await.unwrap().len(), 2);
     kit.remove("User", "ana").await;
@@ -160,7 +152,6 @@ async fn statuses_are_kept_for_what_exists() {
     assert_eq!(kit.store.statuses().await.unwrap().len(), 1);
 }
 
-#[tokio::test]
 async fn a_revocation_may_come_before_what_it_names() {
     let kit = Kit::new().await;
     let revocation = "apiVersion = 'horizon.dev/v1alpha1'\nkind = 'Revocation'\nmetadata.name = 'no'\n\
@@ -176,8 +167,9 @@ async fn a_revocation_may_come_before_what_it_names() {
     assert!(kit.store.server(server).await.unwrap().unwrap().compromised);
     let events = kit.store.list_security_events(&Default::default()).await.unwrap();
     assert_eq!(events[0].kind, "compromised");
+    let actor = Actor::Admin("eva".into());
     let revoked =
-        kit.store.commit_resources(&puts(revocation), &Actor::Admin("eva".into()), at(3)).await.unwrap();
+        kit.store.commit_resources(&puts(revocation), &actor, at(3), Guard::NONE).await.unwrap();
     assert_eq!(revoked.servers, [server]);
     let facts = kit.store.decision_facts(revoked.assigned[0].uid).await.unwrap();
     assert_eq!((facts.effective_at, facts.applied_servers.len()), (Some(at(3)), 1));
@@ -185,3 +177,15 @@ async fn a_revocation_may_come_before_what_it_names() {
     kit.put(BASICS).await;
     assert!(!kit.store.server(kit.server().await).await.unwrap().unwrap().compromised);
 }
+
+conformance!(
+    resources_return_as_they_were_committed,
+    only_a_changed_spec_moves_the_generation,
+    a_recreated_name_inherits_nothing,
+    a_key_finds_its_user_whenever_that_comes,
+    networks_have_numbers_that_are_not_reused,
+    many_changes_are_one_transaction_and_the_last_of_a_name_holds,
+    every_change_is_audited_with_it,
+    statuses_are_kept_for_what_exists,
+    a_revocation_may_come_before_what_it_names,
+);

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use horizon_controller_core::{Grant, GrantFacts, grant};
 use horizon_model::{NetworkId, PublicKey, ServerId, SessionUsage};
 
-use super::kit::{Kit, at, device_info};
+use super::kit::{Kit, at, conformance, device_info};
 use crate::store::{
-    DeviceRecord, EndReason, EndedBy, NewSession, SessionError, SessionOutcome, SessionRow, SessionStatus,
+    ChannelLease, DeviceRecord, EndReason, EndedBy, NewSession, SessionError, SessionOutcome, SessionRow,
+    SessionStatus, dialect::query,
 };
 
 const SECOND_USER: &str = "
@@ -26,6 +27,7 @@ spec.userRef = 'ben'
 struct Scene {
     kit: Kit,
     server: ServerId,
+    lease: ChannelLease,
     laptop: DeviceRecord,
     phone: DeviceRecord,
 }
@@ -42,7 +44,8 @@ impl Scene {
             devices.push(kit.store.device_by_key(public).await.unwrap().unwrap());
         }
         let phone = devices.pop().unwrap();
-        Self { server, laptop: devices.pop().unwrap(), phone, kit }
+        let lease = kit.lease(server).await;
+        Self { server, lease, laptop: devices.pop().unwrap(), phone, kit }
     }
 
     async fn grant(&self) -> Grant {
@@ -79,7 +82,6 @@ fn addresses(session: &SessionRow) -> Vec<String> {
     session.addresses.iter().flat_map(|(_, list)| list.iter().map(IpAddr::to_string)).collect()
 }
 
-#[tokio::test]
 async fn a_user_has_one_session_and_a_device_its_addresses() {
     let scene = Scene::new().await;
     let first = scene.granted(&scene.laptop, 1).await;
@@ -110,12 +112,11 @@ async fn a_user_has_one_session_and_a_device_its_addresses() {
     assert_eq!(addresses(&scene.granted(&scene.laptop, 5).await), addresses(&first));
 }
 
-#[tokio::test]
 async fn the_database_itself_allows_one_access_session() {
     let scene = Scene::new().await;
     let first = scene.granted(&scene.laptop, 1).await;
     let mut tx = scene.kit.store.begin().await.unwrap();
-    let copied = sqlx::query(
+    let copied = query(
         "INSERT INTO connections (connection_id, kind, server_id, device_id, key_id, user_uid, status, connection_type, \
          connection_start, client_ip, allocated_resources, secret) SELECT 'copy', kind, server_id, device_id, key_id, \
          user_uid, 'active', connection_type, connection_start, client_ip, allocated_resources, secret \
@@ -127,7 +128,6 @@ async fn the_database_itself_allows_one_access_session() {
     assert!(copied.unwrap_err().as_database_error().unwrap().is_unique_violation());
 }
 
-#[tokio::test]
 async fn sessions_go_through_their_states() {
     let scene = Scene::new().await;
     let store = &scene.kit.store;
@@ -135,8 +135,11 @@ async fn sessions_go_through_their_states() {
     let row = store.live_session(session.id).await.unwrap().unwrap();
     assert_eq!((row.status, row.secret.expose()), (SessionStatus::Requested, session.secret.expose()));
     assert_eq!(row.facts().addresses, session.addresses);
-    assert!(store.activate_session(session.id, at(2)).await.unwrap());
-    assert!(!store.activate_session(session.id, at(3)).await.unwrap());
+    let held = [session.id].into();
+    let applied =
+        async || store.note_sessions_applied(scene.server, scene.lease, &held, &[], at(2)).await.unwrap();
+    assert_eq!(applied().await.activated, [session.id]);
+    assert!(applied().await.activated.is_empty());
     let usage = |session, connected| SessionUsage {
         session,
         connected,
@@ -147,12 +150,16 @@ async fn sessions_go_through_their_states() {
     };
     let stranger = horizon_model::SessionId(uuid::Uuid::from_u128(1));
     let reported = [usage(session.id, true), usage(stranger, true)];
-    let noted = store.note_usage(scene.server, &reported, at(4)).await.unwrap();
+    let noted = store.note_usage(scene.server, scene.lease, &reported, at(4)).await.unwrap();
     assert_eq!((noted.known, noted.unknown), (1, 1));
     let elsewhere = ServerId(uuid::Uuid::from_u128(2));
-    assert_eq!(store.note_usage(elsewhere, &reported, at(4)).await.unwrap().known, 0, "not its sessions");
+    assert_eq!(
+        store.note_usage(elsewhere, scene.lease, &reported, at(4)).await.unwrap().known,
+        0,
+        "not its sessions"
+    );
     assert!(store.idle_sessions(at(100)).await.unwrap().is_empty(), "it is connected");
-    store.note_usage(scene.server, &[usage(session.id, false)], at(5)).await.unwrap();
+    store.note_usage(scene.server, scene.lease, &[usage(session.id, false)], at(5)).await.unwrap();
     assert!(store.idle_sessions(at(5)).await.unwrap().is_empty());
     assert_eq!(store.idle_sessions(at(6)).await.unwrap()[0].id, session.id);
     assert_eq!(store.sessions_of_server(scene.server).await.unwrap().len(), 1);
@@ -174,7 +181,6 @@ async fn sessions_go_through_their_states() {
     );
 }
 
-#[tokio::test]
 async fn requests_that_nobody_waits_for_are_found() {
     let scene = Scene::new().await;
     let session = scene.granted(&scene.laptop, 1).await;
@@ -182,13 +188,12 @@ async fn requests_that_nobody_waits_for_are_found() {
     assert_eq!(scene.kit.store.stale_requests(at(2)).await.unwrap()[0].id, session.id);
 }
 
-#[tokio::test]
 async fn what_was_revoked_since_is_seen_in_the_transaction() {
     let scene = Scene::new().await;
     let grant = scene.grant().await;
     let kit = &scene.kit;
     let server = kit.server().await;
-    kit.store.distrust_server(server, "test", "because", at(2)).await.unwrap();
+    kit.store.distrust_server(server, scene.lease, "test", "because", at(2)).await.unwrap();
     assert!(matches!(scene.ask_with(&scene.laptop, &grant, 3).await, Err(SessionError::Server(_))));
     let scene = Scene::new().await;
     let grant = scene.grant().await;
@@ -200,7 +205,6 @@ async fn what_was_revoked_since_is_seen_in_the_transaction() {
     assert!(matches!(scene.ask_with(&scene.laptop, &grant, 3).await, Err(SessionError::Server(_))));
 }
 
-#[tokio::test]
 async fn servers_and_ranges_can_be_full() {
     let scene = Scene::new().await;
     let kit = &scene.kit;
@@ -229,3 +233,12 @@ async fn servers_and_ranges_can_be_full() {
     assert_eq!(addresses(&session), ["10.0.0.2"]);
     assert_eq!(kit.store.addresses_in_use(NetworkId(1)).await.unwrap(), 0);
 }
+
+conformance!(
+    a_user_has_one_session_and_a_device_its_addresses,
+    the_database_itself_allows_one_access_session,
+    sessions_go_through_their_states,
+    requests_that_nobody_waits_for_are_found,
+    what_was_revoked_since_is_seen_in_the_transaction,
+    servers_and_ranges_can_be_full,
+);

@@ -1,11 +1,22 @@
-//! Every table has a production writer and a production reader.
+//! The schema: every table has a production writer and a production reader, and it moves on by migrations.
 
 use std::{fs, path::Path};
 
-use sqlx::Row as _;
+use horizon_model::{PublicKey, Secret};
 
-use super::kit::Kit;
-use crate::store::dialect;
+use super::{
+    kit::{BASICS, Kit, at, conformance, envelope, request},
+    place::Place,
+};
+use crate::{
+    metrics::Metrics,
+    store::{
+        EnvelopeKey, LeaderEpoch, Store, StoreError,
+        dialect::{self, query},
+        migrate::{self, MIGRATIONS, Migration},
+        row::Columns as _,
+    },
+};
 
 /// The sources of the store without its tests.
 fn sources(directory: &Path, text: &mut String) {
@@ -20,11 +31,10 @@ fn sources(directory: &Path, text: &mut String) {
     }
 }
 
-#[tokio::test]
 async fn every_table_has_a_writer_and_a_reader() {
     let kit = Kit::new().await;
-    let rows = sqlx::query(dialect::TABLES).fetch_all(kit.store.readers()).await.unwrap();
-    let tables: Vec<String> = rows.iter().map(|row| row.try_get("name").unwrap()).collect();
+    let rows = query(kit.store.readers().engine().tables()).fetch_all(kit.store.readers()).await.unwrap();
+    let tables: Vec<String> = rows.iter().map(|row| row.text("name").unwrap()).collect();
     assert!(tables.len() > 15, "{tables:?}");
     let mut text = String::new();
     sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store"), &mut text);
@@ -45,70 +55,131 @@ async fn every_table_has_a_writer_and_a_reader() {
     }
 }
 
-#[tokio::test]
 async fn a_database_is_opened_again_with_its_own_key_only() {
-    use crate::{
-        metrics::Metrics,
-        store::{EnvelopeKey, Store, StoreError},
-    };
     let kit = Kit::with_basics().await;
-    let path = kit.dir.path().join("horizon.db");
-    for entry in std::fs::read_dir(kit.dir.path()).unwrap() {
-        let entry = entry.unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::mode(&entry.metadata().unwrap().permissions());
-        assert_eq!(mode & 0o077, 0, "others may read {:?}", entry.path());
+    if let Place::Sqlite(dir) = &kit.place {
+        for entry in std::fs::read_dir(dir.path()).unwrap() {
+            let entry = entry.unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::mode(&entry.metadata().unwrap().permissions());
+            assert_eq!(mode & 0o077, 0, "others may read {:?}", entry.path());
+        }
     }
     kit.store.close().await;
-    let wrong = EnvelopeKey(horizon_model::Secret::new([1; 32]));
-    assert!(matches!(Store::open(&path, &wrong, Metrics::default()).await, Err(StoreError::Seal(_))));
-    let again = Store::open(&path, &super::kit::envelope(), Metrics::default()).await.unwrap();
+    let wrong = EnvelopeKey(Secret::new([1; 32]));
+    let opened = Store::open(kit.place.database(), &wrong, Metrics::default()).await;
+    assert!(matches!(opened, Err(StoreError::Seal(_))));
+    let again = kit.replica().await;
     again.ping().await.unwrap();
-    assert_eq!(again.load_resources().await.unwrap().len(), 5);
+    assert_eq!(again.load_resources().await.unwrap().0.len(), 5);
 }
 
-#[tokio::test]
 async fn other_schemas_are_refused() {
-    use crate::{
-        metrics::Metrics,
-        store::{Store, StoreError},
-    };
     for (change, newer) in [
-        ("UPDATE schema_migrations SET digest = 'other'", false),
-        ("INSERT INTO schema_migrations (version, digest, applied_at) VALUES (99, 'x', 0)", true),
+        ("UPDATE schema_migrations SET digest = 'other' WHERE version = 1", false),
+        (
+            "INSERT INTO schema_migrations (version, digest, applied_at, compatible_from) VALUES (99, 'x', 0, 99)",
+            true,
+        ),
     ] {
         let kit = Kit::new().await;
-        let mut tx = kit.store.begin().await.unwrap();
-        sqlx::query(change).execute(&mut *tx).await.unwrap();
-        tx.commit().await.unwrap();
         kit.store.close().await;
-        let path = kit.dir.path().join("horizon.db");
-        let error = Store::open(&path, &super::kit::envelope(), Metrics::default()).await.unwrap_err();
+        kit.place.admin(change).await;
+        let error = Store::open(kit.place.database(), &envelope(), Metrics::default()).await.unwrap_err();
         assert_eq!(matches!(error, StoreError::NewerSchema { found: 99, .. }), newer, "{error}");
         assert_eq!(matches!(error, StoreError::OtherSchema(1)), !newer, "{error}");
     }
 }
 
+async fn a_newer_schema_that_only_adds_is_good_enough() {
+    let kit = Kit::with_basics().await;
+    let newer = Migration {
+        version: 99,
+        compatible_from: 2,
+        text: "ALTER TABLE servers ADD COLUMN of_tomorrow TEXT; CREATE TABLE tomorrow (a BIGINT);",
+        sqlite: "",
+        postgres: "",
+    };
+    let all: Vec<_> = MIGRATIONS.into_iter().chain([newer]).collect();
+    assert_eq!(migrate(&kit.place, &all).await.unwrap(), [99]);
+    assert_eq!(migrate(&kit.place, &all).await.unwrap(), [0; 0], "once");
+    // The program of today goes on, and starts.
+    kit.put(BASICS).await;
+    let again = kit.replica().await;
+    assert_eq!(again.load_resources().await.unwrap().0.len(), 5);
+    kit.register(PublicKey([3; 32])).await;
+}
+
+async fn a_migration_that_fails_leaves_everything_as_it_was() {
+    let kit = Kit::with_basics().await;
+    let good = Migration {
+        version: 3,
+        compatible_from: 3,
+        text: "CREATE TABLE tomorrow (a BIGINT); DELETE FROM leadership;",
+        sqlite: "",
+        postgres: "",
+    };
+    let bad = Migration { version: 4, text: "CREATE TABLE servers (a BIGINT);", ..good };
+    let all: Vec<_> = MIGRATIONS.into_iter().chain([good, bad]).collect();
+    let tables = async || {
+        let store = &kit.store;
+        let rows = query(store.readers().engine().tables()).fetch_all(store.readers()).await.unwrap();
+        rows.iter().map(|row| row.text("name").unwrap()).collect::<Vec<_>>()
+    };
+    let before = tables().await;
+    assert!(migrate(&kit.place, &all).await.is_err());
+    assert_eq!(tables().await, before);
+    assert_eq!(kit.store.leader().await.unwrap(), (LeaderEpoch(0), None));
+    kit.register(PublicKey([3; 32])).await;
+    kit.replica().await.ping().await.unwrap();
+}
+
+async fn several_may_migrate_at_once() {
+    let kit = Kit::new().await;
+    let newer = Migration {
+        version: 3,
+        compatible_from: 2,
+        text: "CREATE TABLE tomorrow (a BIGINT);",
+        sqlite: "",
+        postgres: "",
+    };
+    let all: Vec<_> = MIGRATIONS.into_iter().chain([newer]).collect();
+    let (one, two, three) =
+        tokio::join!(migrate(&kit.place, &all), migrate(&kit.place, &all), migrate(&kit.place, &all));
+    let done: Vec<_> = [one, two, three].into_iter().flat_map(|applied| applied.unwrap()).collect();
+    assert_eq!(done, [3]);
+}
+
+async fn migrate(place: &Place, migrations: &[Migration]) -> Result<Vec<i64>, StoreError> {
+    let pool = dialect::open_for_migration(&place.owned()).await?;
+    let mut tx = pool.begin().await?;
+    let applied = migrate::run(&mut tx, migrations, at(0)).await?;
+    tx.commit().await?;
+    Ok(applied)
+}
+
 #[tokio::test]
 async fn what_was_acknowledged_survives_the_end_of_the_process() {
-    use crate::{metrics::Metrics, store::Store};
-    use horizon_model::PublicKey;
     let kit = Kit::with_basics().await;
+    let Place::Sqlite(dir) = &kit.place else { panic!("a file") };
     let secret = kit.token().await;
     let key = PublicKey([5; 32]);
-    let registered = kit
-        .store
-        .register_server(&super::kit::request(secret.clone(), key), super::kit::at(1))
-        .await
-        .unwrap();
+    let registered = kit.store.register_server(&request(secret.clone(), key), at(1)).await.unwrap();
     // The files as a killed process leaves them: nothing was closed or written back.
     let left = tempfile::tempdir().unwrap();
     for file in ["horizon.db", "horizon.db-wal"] {
-        std::fs::copy(kit.dir.path().join(file), left.path().join(file)).unwrap();
+        std::fs::copy(dir.path().join(file), left.path().join(file)).unwrap();
     }
-    let after = Store::open(&left.path().join("horizon.db"), &super::kit::envelope(), Metrics::default())
-        .await
-        .unwrap();
-    let again = after.register_server(&super::kit::request(secret, key), super::kit::at(2)).await.unwrap();
+    let after = Store::open(left.path().join("horizon.db"), &envelope(), Metrics::default()).await.unwrap();
+    let again = after.register_server(&request(secret, key), at(2)).await.unwrap();
     assert_eq!((again.server, again.fresh), (registered.server, false));
     assert_eq!(again.secret.expose(), registered.secret.expose());
 }
+
+conformance!(
+    every_table_has_a_writer_and_a_reader,
+    a_database_is_opened_again_with_its_own_key_only,
+    other_schemas_are_refused,
+    a_newer_schema_that_only_adds_is_good_enough,
+    a_migration_that_fails_leaves_everything_as_it_was,
+    several_may_migrate_at_once,
+);

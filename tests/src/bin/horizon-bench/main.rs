@@ -2,7 +2,9 @@
 
 mod connect;
 mod edits;
+mod fleet;
 mod idle;
+mod kubernetes;
 mod start;
 mod throughput;
 
@@ -40,6 +42,10 @@ enum Benchmark {
     Throughput,
     /// Memory and processor use at rest.
     Idle,
+    /// An organisation in a Kubernetes API server: a controller's start, and the way of a change.
+    Kubernetes,
+    /// Many appliances: at rest, and how they come back.
+    Fleet,
 }
 
 impl Benchmark {
@@ -50,6 +56,8 @@ impl Benchmark {
             Self::Connect => "connect",
             Self::Throughput => "throughput",
             Self::Idle => "idle",
+            Self::Kubernetes => "kubernetes",
+            Self::Fleet => "fleet",
         }
     }
 }
@@ -82,6 +90,8 @@ fn main() -> Result<()> {
             Benchmark::Connect => connect::measure(&bench, &mut report),
             Benchmark::Throughput => throughput::measure(&bench, &mut report),
             Benchmark::Idle => idle::measure(&bench, &mut report),
+            Benchmark::Kubernetes => kubernetes::measure(&bench, &mut report),
+            Benchmark::Fleet => fleet::measure(&bench, &mut report),
         };
         measured.with_context(|| format!("benchmark {}", benchmark.name()))?;
         report.write(&bench.out, benchmark.name())?;

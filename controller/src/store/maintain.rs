@@ -1,0 +1,108 @@
+//! Upkeep: what is old goes, and there is room for what comes. One replica does it, the leader.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{
+    Store, StoreError,
+    dialect::{Connection, Engine, query},
+    replicas,
+    row::{Columns as _, millis},
+};
+
+/// For how long things are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Single heartbeats.
+    pub beats: SignedDuration,
+    /// What sessions moved, minute by minute.
+    pub metrics: SignedDuration,
+    /// The audit trail. Postgres keeps it for 90 days at least, whoever asks.
+    pub audit: SignedDuration,
+    /// Answered challenges.
+    pub challenges: SignedDuration,
+    /// Security events.
+    pub events: SignedDuration,
+    /// Replicas that went without a word.
+    pub replicas: Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        const DAY: i64 = 24;
+        Self {
+            beats: super::BEAT_RETENTION,
+            metrics: SignedDuration::from_hours(30 * DAY),
+            audit: SignedDuration::from_hours(400 * DAY),
+            challenges: SignedDuration::from_hours(30 * DAY),
+            events: SignedDuration::from_hours(365 * DAY),
+            replicas: Duration::from_secs(600),
+        }
+    }
+}
+
+/// What upkeep did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Maintained {
+    /// Partitions that were made for what comes.
+    pub made: u64,
+    /// Partitions that were dropped with all that was in them.
+    pub dropped: u64,
+    /// Rows that were deleted one by one.
+    pub deleted: u64,
+}
+
+/// The tables that are cut by time on Postgres, with the column of the time.
+const BY_TIME: [(&str, &str); 3] = [
+    ("heartbeats", "DELETE FROM heartbeats WHERE received_time < $1"),
+    ("connection_metrics", "DELETE FROM connection_metrics WHERE minute < $1"),
+    ("audit_logs", "DELETE FROM audit_logs WHERE timestamp < $1"),
+];
+
+impl Store {
+    /// Makes partitions ahead, drops those whose time is over, and deletes what is old elsewhere.
+    pub async fn maintain(&self, now: Timestamp, retention: &Retention) -> Result<Maintained, StoreError> {
+        let _timed = self.timed("maintain");
+        let before = |keep: SignedDuration| millis(now.checked_sub(keep).unwrap_or(Timestamp::MIN));
+        let mut done = Maintained::default();
+        if self.readers().engine() == Engine::Postgres {
+            let mut tx = self.begin().await?;
+            let row = query("SELECT horizon_make_partitions() AS n").fetch_one(&mut *tx).await?;
+            done.made = row.count("n")?;
+            tx.commit().await?;
+        }
+        // Each in a transaction of its own: dropping a partition waits for those who read it.
+        let keep = [retention.beats, retention.metrics, retention.audit];
+        for ((table, delete), keep) in BY_TIME.into_iter().zip(keep) {
+            let mut tx = self.begin().await?;
+            match tx.engine() {
+                Engine::Postgres => {
+                    let row =
+                        query("SELECT horizon_drop_partitions($1, $2) AS n").bind(table).bind(before(keep));
+                    done.dropped += row.fetch_one(&mut *tx).await?.count("n")?;
+                }
+                Engine::Sqlite => {
+                    done.deleted += query(delete).bind(before(keep)).execute(&mut *tx).await?.rows_affected();
+                }
+            }
+            tx.commit().await?;
+        }
+        let mut tx = self.begin().await?;
+        done.deleted += prune(&mut tx, before(retention.challenges), before(retention.events)).await?;
+        done.deleted += replicas::forget_silent(&mut tx, retention.replicas).await?;
+        tx.commit().await?;
+        Ok(done)
+    }
+}
+
+async fn prune(db: &mut Connection, challenges: i64, events: i64) -> Result<u64, StoreError> {
+    let mut deleted = 0;
+    for (delete, before) in [
+        ("DELETE FROM verification_challenges WHERE challenge_time < $1", challenges),
+        ("DELETE FROM security_events WHERE timestamp < $1", events),
+    ] {
+        deleted += query(delete).bind(before).execute(&mut *db).await?.rows_affected();
+    }
+    Ok(deleted)
+}

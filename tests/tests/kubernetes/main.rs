@@ -1,0 +1,3 @@
+//! Horizon on a real API server.
+
+mod corpus;
