@@ -29,7 +29,7 @@ kubernetes: setup-services
 	@tests/kubernetes/build.sh >/dev/null
 	@tests/kubernetes/build.sh published >/dev/null
 
-setup-bench: setup
+setup-bench: setup-services
 	@tests/setup.sh bench
 
 setup-fuzz: setup
@@ -65,9 +65,9 @@ generate: setup ## write crds/yaml, docs/reference.md and the protobuf messages 
 	@$(CARGO) run --locked -q -p horizon-crds --bin crdgen
 	@HORIZON_REGENERATE=1 $(CARGO) test --locked -q -p horizon-wire --test generated
 
-bench: setup-bench ## measure; tables on the terminal, figures in target/bench
+bench: setup-bench kubernetes ## measure; tables on the terminal, figures in target/bench
 	@echo "Building with full optimisation: about 10 minutes on 2 cores the first time."
-	@$(CARGO) build --locked --profile dist --workspace --bins
+	@$(CARGO) build --locked --profile dist --workspace --bins --example store_bench
 	@$(TARGET)/dist/horizon-bench --out $(TARGET)/bench
 
 dist: setup ## a tarball of release programs for a second host

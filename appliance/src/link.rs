@@ -31,6 +31,8 @@ use crate::{
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a controller may take to answer once it was asked whether it is there.
+const SILENT: Duration = Duration::from_secs(3);
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 /// After the host's addresses changed, how long they may settle before the next attempt.
@@ -136,6 +138,8 @@ enum LinkError {
     GoElsewhere(Vec<String>),
     #[error("connecting anew to learn the organisation's newest keys")]
     NewKeys,
+    #[error("another controller answers")]
+    Switched(Box<Channel>),
     #[error("the host's addresses changed")]
     Moved,
     #[error("the agent has stopped")]
@@ -171,9 +175,15 @@ impl Link {
     pub(crate) async fn run(mut self) {
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         let mut elsewhere = Vec::new();
+        let mut ready = None;
         loop {
-            let error = match self.converse(&mut backoff, &elsewhere).await {
+            let error = match self.converse(&mut backoff, &elsewhere, ready.take()).await {
                 Err(LinkError::Stopped) | Ok(()) => return,
+                Err(LinkError::Switched(channel)) => {
+                    tracing::info!(controller = %channel.remote, "the controller is silent, another answers");
+                    ready = Some(*channel);
+                    continue;
+                }
                 Err(LinkError::Moved) => {
                     sleep(SETTLE).await;
                     continue;
@@ -210,27 +220,34 @@ impl Link {
         }
     }
 
-    async fn converse(&mut self, backoff: &mut Backoff, elsewhere: &[String]) -> Result<(), LinkError> {
+    /// How to reach a controller: those of `first`, then those that were set up.
+    fn dial(&self, first: &[String]) -> Result<Dial, StoreError> {
         let anchor = match self.store.keyset()? {
             Some(keyset) => Anchor::KeySet(keyset),
             None => Anchor::Root(self.enrolment.root),
         };
-        let addresses: Vec<_> = elsewhere.iter().chain(&self.enrolment.controllers).cloned().collect();
-        let options = ConnectOptions {
-            addresses: &addresses,
-            identity: &self.identity,
-            anchor: &anchor,
-            hello: hello(),
-            fwmark: self.fwmark,
-            timeout: CONNECT_TIMEOUT,
-        };
+        let addresses = first.iter().chain(&self.enrolment.controllers).cloned().collect();
+        Ok(Dial { addresses, identity: self.identity.clone(), anchor, fwmark: self.fwmark })
+    }
+
+    async fn converse(
+        &mut self,
+        backoff: &mut Backoff,
+        elsewhere: &[String],
+        ready: Option<Channel>,
+    ) -> Result<(), LinkError> {
+        let dial = self.dial(elsewhere)?;
         let heard = self.heard.clone();
-        let channel = tokio::select! {
-            channel = Box::pin(connect(options)) => channel?,
-            // What was sent on the old way is not worth waiting for.
-            () = self.moved.notified() => return Err(LinkError::Moved),
-            () = heard.closed() => return Err(LinkError::Stopped),
+        let channel = match ready {
+            Some(channel) => channel,
+            None => tokio::select! {
+                channel = Box::pin(dial.connect()) => channel?,
+                // What was sent on the old way is not worth waiting for.
+                () = self.moved.notified() => return Err(LinkError::Moved),
+                () = heard.closed() => return Err(LinkError::Stopped),
+            },
         };
+        let anchor = dial.anchor;
         if let Some(raw) = channel.keyset_raw.as_ref().filter(|_| channel.keyset.version > anchor.version()) {
             self.store.set_keyset(raw)?;
         }
@@ -263,6 +280,8 @@ impl Link {
             public_address: attached.public_address.clone(),
         })
         .await?;
+        let quiet = Duration::from_secs(attached.ping_seconds.into());
+        let mut another = Box::pin(another(requests.clone(), quiet, self.dial(&[])?));
         let mut next_beat = Instant::now();
         let mut waiting: Option<Waiting> = None;
         // A wish to connect anew is fulfilled by now.
@@ -301,6 +320,7 @@ impl Link {
                     // A shorter interval takes effect at once.
                     next_beat = next_beat.min(Instant::now() + self.interval(&attached));
                 }
+                channel = &mut another => return Err(LinkError::Switched(Box::new(channel))),
                 () = self.heard.closed() => return Err(LinkError::Stopped),
             }
         }
@@ -420,6 +440,55 @@ impl Link {
 
     async fn tell(&self, heard: Heard) -> Result<(), LinkError> {
         self.heard.send(heard).await.map_err(|_| LinkError::Stopped)
+    }
+}
+
+/// How to reach a controller.
+struct Dial {
+    addresses: Vec<String>,
+    identity: SigningKey,
+    anchor: Anchor,
+    fwmark: Option<u32>,
+}
+
+impl Dial {
+    async fn connect(&self) -> Result<Channel, ConnectError> {
+        connect(ConnectOptions {
+            addresses: &self.addresses,
+            identity: &self.identity,
+            anchor: &self.anchor,
+            hello: hello(),
+            fwmark: self.fwmark,
+            timeout: CONNECT_TIMEOUT,
+        })
+        .await
+    }
+}
+
+/// Another controller, should the one that is connected fall silent. The old connection is kept until then: if it comes
+/// back to life first, nothing has happened. Never without a time after which silence is noticed.
+async fn another(old: Requests, quiet: Duration, dial: Dial) -> Channel {
+    if quiet.is_zero() {
+        return std::future::pending().await;
+    }
+    loop {
+        old.silence(quiet, SILENT).await;
+        tracing::debug!("the controller is silent");
+        let found = async {
+            let mut backoff = Backoff::new(FIRST_RETRY * 2, LONGEST_RETRY);
+            loop {
+                // Many may notice the same silence at the same time.
+                sleep(backoff.next(chance())).await;
+                match dial.connect().await {
+                    Ok(channel) => return channel,
+                    Err(error) => tracing::debug!(%error, "and no other answers"),
+                }
+            }
+        };
+        tokio::select! {
+            () = old.sign_of_life() => {}
+            channel = found => return channel,
+        }
     }
 }
 

@@ -504,3 +504,33 @@ fn an_appliance_goes_elsewhere_when_asked_and_comes_back_later() {
         assert_eq!(again.incarnation, attach.incarnation);
     });
 }
+
+#[test]
+fn a_controller_that_falls_silent_is_left_for_another_before_its_connection_times_out() {
+    isolated(
+        "a_controller_that_falls_silent_is_left_for_another_before_its_connection_times_out",
+        || async {
+            let dir = tempfile::tempdir().unwrap();
+            let mut controller = Controller::new();
+            let replica = Controller::new();
+            (controller.ping_seconds, controller.others) = (1, vec![replica.place()]);
+            let state = enrolled(&controller, &dir).await;
+            controller.change(base(7443));
+            let _program = Program::run(&state);
+            let (mut peer, attach) = controller.attach().await;
+            peer.say(0, controller.snapshot()).await;
+            peer.report(|r| r.generation == 1).await;
+            // Its packets are lost from now on, as if its machine had lost its power.
+            let port = controller.place().rsplit_once(':').unwrap().1.to_owned();
+            sh(&format!(
+            "nft add table inet lost; nft 'add chain inet lost in {{ type filter hook input priority 0; }}'
+             nft add rule inet lost in udp dport {port} drop"
+        ));
+            let since = std::time::Instant::now();
+            let (_there, again) = replica.attach().await;
+            let took = since.elapsed();
+            assert_eq!((again.incarnation, again.generation), (attach.incarnation, 1));
+            assert!(took.as_secs() < 15, "{took:?}");
+        },
+    );
+}

@@ -5,6 +5,7 @@
 //! commits that wait for the disk, and taken away again; a running controller's role is used, not the owner's.
 
 use std::{
+    io::Write as _,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -60,9 +61,8 @@ async fn main() -> Result<()> {
         let rate =
             said.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse::<f64>().ok());
         let rate = rate.context("pgbench gives no rate")?;
-        println!(
-            "{}",
-            json!({ "engine": "postgres", "operation": "pgbench simple update", "concurrency": clients, "perSecond": rate.round() })
+        say(
+            &json!({ "engine": "postgres", "operation": "pgbench simple update", "concurrency": clients, "perSecond": rate.round() }),
         );
     }
     let pool = sqlx::PgPool::connect(&owner).await?;
@@ -70,6 +70,11 @@ async fn main() -> Result<()> {
     pool.close().await;
     let run = PostgresOptions::parse(&server.role_url("horizon_run", &database))?;
     operations(bench, run.into(), servers).await
+}
+
+fn say(line: &serde_json::Value) {
+    // Whoever reads may have heard enough.
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 #[derive(Clone, Copy)]
@@ -112,7 +117,7 @@ impl Bench {
             "engine": self.engine, "operation": operation, "concurrency": concurrency, "count": all.len(),
             "perSecond": (all.len() as f64 / seconds).round(), "p50Micros": at(50), "p99Micros": at(99),
         });
-        println!("{line}");
+        say(&line);
         Ok(())
     }
 }
@@ -243,9 +248,8 @@ async fn operations(bench: Bench, database: Database, servers: usize) -> Result<
     let since = Instant::now();
     let fleet = Arc::new(populate(&store, servers).await?);
     let rate = (fleet.len() as f64 / since.elapsed().as_secs_f64()).round();
-    println!(
-        "{}",
-        json!({ "engine": bench.engine, "operation": "issue + register + take channel", "concurrency": 1, "count": fleet.len(), "perSecond": rate })
+    say(
+        &json!({ "engine": bench.engine, "operation": "issue + register + take channel", "concurrency": 1, "count": fleet.len(), "perSecond": rate }),
     );
 
     macro_rules! measure {
@@ -335,7 +339,7 @@ async fn operations(bench: Bench, database: Database, servers: usize) -> Result<
     let since = Instant::now();
     store.commit_resources(&many, &Actor::System("bench"), Timestamp::now(), Guard::NONE).await?;
     let took = since.elapsed().as_millis();
-    println!("{}", json!({ "engine": bench.engine, "operation": "commit 10,000 resources", "millis": took }));
+    say(&json!({ "engine": bench.engine, "operation": "commit 10,000 resources", "millis": took }));
     measure!("load 10,000 resources", 1, |store, _fleet, _n| store.load_resources().await?);
     measure!("resources_since, nothing new", 1, |store, _fleet, _n| {
         store.resources_since(Revision(i64::MAX)).await?

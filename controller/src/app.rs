@@ -33,13 +33,13 @@ use crate::{
     config::Config,
     deliver::{self, Delivery},
     engine::{Engine, EngineOptions, EngineParts, InForce},
-    log,
+    kubernetes, log,
     metrics::{self, Health, Metrics},
     replica::{Campaign, Roll},
     stop::{self, Stopper},
     store::{MigrationReport, Revision, Store},
 };
-use world::World;
+use world::{Telling, World};
 
 /// How long everything may take to end once nobody is connected.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
@@ -139,14 +139,8 @@ impl App {
         if let Some(roll) = &world.roll {
             parts.add("roll of replicas", roll.clone().run(stop.clone()));
         }
-        let campaign = Campaign {
-            elector,
-            store: store.clone(),
-            replica: world.replica,
-            name: config.replica.clone(),
-            leadership: leadership.clone(),
-            metrics: metrics.clone(),
-        };
+        let me = (world.replica, config.replica.clone());
+        let campaign = Campaign::new(elector, store.clone(), me, leadership.clone(), metrics.clone());
         let stopped = stop.clone();
         parts.add("election", async move {
             campaign.run(withdrawal).await;
@@ -176,6 +170,19 @@ impl App {
             leadership: leadership.clone(),
         };
         parts.add("delivery", deliver::run(delivery, stop.clone()));
+
+        if let Some(Telling { events, objects, .. }) = &world.telling {
+            let leads = leadership.clone();
+            let relay = kubernetes::relay_security_events(
+                store.clone(),
+                engine.clone(),
+                events.clone(),
+                objects.clone(),
+                move || leads.leads().is_some(),
+                stop.clone(),
+            );
+            parts.add("events of Kubernetes", relay);
+        }
 
         let channel = listen::listen(&config, |listen| ChannelOptions {
             listen,

@@ -14,7 +14,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use horizon_controller_core::{Index, Origin, Stored};
-use horizon_crds::{KindName, ResourceId};
+use horizon_crds::{KindName, ResourceId, RevocationTarget, TargetKind};
 use horizon_model::KeyId;
 use jiff::Timestamp;
 use tokio::sync::broadcast::error::RecvError;
@@ -78,6 +78,8 @@ struct Keys {
 struct Known {
     id: ResourceId,
     place: Option<String>,
+    /// What was looked at: its generation, and whether something revokes it.
+    looked_at: (i64, bool),
 }
 
 /// Delivers, while this replica leads, until it is to stop.
@@ -148,19 +150,27 @@ impl Delivery {
         // First, because a new key of the same name gets a place of the same name.
         let gone: Vec<Uuid> = known.keys().filter(|uid| index.by_uid(**uid).is_none()).copied().collect();
         for uid in gone {
-            if let Some(Known { id, place: Some(place) }) = known.remove(&uid) {
+            if let Some(Known { id, place: Some(place), .. }) = known.remove(&uid) {
                 self.withdraw(&id, &place).await;
             }
         }
         let all =
             [KindName::RegistrationKey, KindName::PersonalKey].into_iter().flat_map(|kind| index.all(kind));
         for key in all.filter(|key| matches!(key.origin, Origin::File(_))) {
-            if known.contains_key(&key.uid) || self.leadership.leads().is_none() {
+            if self.leadership.leads().is_none() {
+                return;
+            }
+            let looks = (key.generation, is_revoked(index, key));
+            if let Some(before) = known.get_mut(&key.uid) {
+                if before.looked_at != looks {
+                    before.looked_at = looks;
+                    self.used(index, key.uid, known).await;
+                }
                 continue;
             }
             match self.deliver(key, waiting).await {
                 Ok(place) => {
-                    known.insert(key.uid, Known { id: key.id(), place });
+                    known.insert(key.uid, Known { id: key.id(), place, looked_at: looks });
                 }
                 Err(error) => {
                     *again = true;
@@ -248,7 +258,7 @@ impl Delivery {
         }
     }
 
-    /// Takes away the string of a key that was used.
+    /// Takes away the string of a key that was used, or revoked.
     async fn used(&self, index: &Index, uid: Uuid, known: &mut HashMap<Uuid, Known>) {
         let Some(entry) = known.get_mut(&uid).filter(|key| key.place.is_some()) else { return };
         let Some(key) = index.by_uid(uid) else { return };
@@ -270,6 +280,16 @@ impl Delivery {
         self.live.publish(Hint::StatusDirty(uid));
         Ok(())
     }
+}
+
+/// Whether a `Revocation` names the key.
+fn is_revoked(index: &Index, key: &Stored) -> bool {
+    let kind = match key.resource.kind() {
+        KindName::RegistrationKey => TargetKind::RegistrationKey,
+        _ => TargetKind::PersonalKey,
+    };
+    let target = RevocationTarget { kind, name: key.resource.name().clone() };
+    !index.revocations_of(key.resource.namespace(), &target).is_empty()
 }
 
 /// Why a string was not delivered.

@@ -150,6 +150,10 @@ pub(crate) struct Controller {
     pub(crate) server: ServerId,
     pub(crate) secret: Secret,
     pub(crate) state: Numbered,
+    /// After how long a silence appliances ask whether it is there.
+    pub(crate) ping_seconds: u32,
+    /// Where its other replicas are.
+    pub(crate) others: Vec<String>,
 }
 
 impl Controller {
@@ -176,12 +180,14 @@ impl Controller {
             server: ServerId(Uuid::from_u128(77)),
             secret: Secret::new([9; 32]),
             state: Numbered::default(),
+            ping_seconds: 0,
+            others: Vec::new(),
         }
     }
 
     pub(crate) fn token(&self) -> String {
         RegistrationToken {
-            controllers: vec![self.place()],
+            controllers: [vec![self.place()], self.others.clone()].concat(),
             root: key::root_id(&self.keys[0].public()),
             key_name: "test".into(),
             secret: Secret::new([8; 32]),
@@ -235,6 +241,7 @@ impl Controller {
             heartbeat_seconds: 30,
             server_name: "paris-1".into(),
             public_address: peer.remote.ip().to_string(),
+            ping_seconds: self.ping_seconds,
         };
         peer.say(request, Say::Attached(attached)).await;
         (peer, attach)
@@ -279,8 +286,13 @@ impl Peer {
 
     /// The next message.
     pub(crate) async fn next(&mut self) -> (u64, Said) {
-        let message = self.receiver.next().await.unwrap().expect("the appliance goes on");
-        (message.request, message.message.unwrap())
+        loop {
+            let message = self.receiver.next().await.unwrap().expect("the appliance goes on");
+            // One without content only asks whether somebody is there.
+            if let Some(said) = message.message {
+                return (message.request, said);
+            }
+        }
     }
 
     /// The next message that `pick` wants; others are passed over.

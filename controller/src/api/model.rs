@@ -78,6 +78,16 @@ pub struct Detail {
     pub changes: Vec<Value>,
 }
 
+/// Everything about one session.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionDetail {
+    /// The session, as lists show it.
+    pub session: Value,
+    /// What it moved, minute by minute, the newest first.
+    pub minutes: Vec<Value>,
+}
+
 /// How the controller does.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -5,12 +5,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use axum::{Json, extract::State};
 use horizon_controller_core::Stored;
 use horizon_crds::{API_VERSION, DEFAULT_NAMESPACE, KindName};
+use horizon_model::SessionId;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
     Api, ApiError,
-    model::{Detail, List, ORIGIN, Object, ObjectMeta, ReplicaStatus, Replication, Status},
+    model::{Detail, List, ORIGIN, Object, ObjectMeta, ReplicaStatus, Replication, SessionDetail, Status},
     reasons,
     server::{Ask, In},
 };
@@ -26,6 +27,10 @@ use crate::{
 const MAX_LIMIT: u32 = 10_000;
 /// How many records of each sort a description shows.
 const RECORDS_OF_ONE: u32 = 10;
+/// The most sessions that are looked through for one.
+const MAX_SESSIONS: u32 = 10_000;
+/// The most minutes of a session that are shown.
+const MINUTES_OF_ONE: u32 = 60;
 /// How many heartbeats a description shows.
 const BEATS_OF_ONE: u32 = 5;
 
@@ -186,6 +191,18 @@ fn values(records: &[impl Serialize]) -> Vec<Value> {
 pub(super) async fn sessions(State(api): State<Arc<Api>>, Ask(page): Ask<Page>) -> Answer<List<Value>> {
     let found = api.store.list_sessions(page.limit()?).await;
     Ok(Json(List { items: values(&found.map_err(|error| ApiError::internal("list the sessions", error))?) }))
+}
+
+pub(super) async fn session(State(api): State<Arc<Api>>, In(id): In<SessionId>) -> Answer<SessionDetail> {
+    let fault = |error| ApiError::internal("read the session", error);
+    let sessions = api.store.list_sessions(MAX_SESSIONS).await.map_err(fault)?;
+    let Some(session) = sessions.iter().find(|session| session.id == id) else {
+        let remedy = "`horizon-controller get sessions` lists them";
+        return Err(ApiError::not_found(format!("there is no session {id}"), remedy));
+    };
+    let minutes = api.store.session_minutes(id, MINUTES_OF_ONE).await.map_err(fault)?;
+    let session = values(std::slice::from_ref(session)).pop().unwrap_or_default();
+    Ok(Json(SessionDetail { session, minutes: values(&minutes) }))
 }
 
 pub(super) async fn devices(State(api): State<Arc<Api>>, Ask(page): Ask<Page>) -> Answer<List<Value>> {

@@ -22,8 +22,7 @@ use crate::{
     app::DatabaseWatch,
     config::Config,
     engine::Engine,
-    export,
-    http,
+    export, http,
     live::Live,
     metrics::{Health, Metrics, NameLabel},
     replica::Roll,
@@ -80,6 +79,7 @@ fn routes(api: Arc<Api>) -> Router {
     Router::new()
         .route("/v1/status", get(read::status))
         .route("/v1/sessions", get(read::sessions))
+        .route("/v1/sessions/{id}", get(read::session))
         .route("/v1/devices", get(read::devices))
         .route("/v1/events", get(read::events))
         .route("/v1/audit", get(read::audit))

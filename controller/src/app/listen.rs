@@ -68,3 +68,29 @@ pub(super) fn advertise(config: &Config) -> Vec<String> {
     );
     addresses
 }
+
+/// Which of the advertised addresses are those of this machine, for replicas that are reached one by one. All of them
+/// where none is: they are names, or those of a balancer.
+pub(super) fn own(advertised: &[String]) -> Vec<String> {
+    let here = host_addresses();
+    let is_here = |address: &&String| {
+        let parsed = address.parse::<SocketAddr>();
+        parsed.is_ok_and(|address| address.ip().is_loopback() || here.contains(&address.ip()))
+    };
+    let own: Vec<String> = advertised.iter().filter(is_here).cloned().collect();
+    if own.is_empty() { advertised.to_vec() } else { own }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_knows_its_own_addresses_among_those_of_all() {
+        let list = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
+        let all = list(&["192.0.2.1:7440", "127.0.0.1:7440", "[2001:db8::1]:7440"]);
+        assert_eq!(own(&all), ["127.0.0.1:7440"]);
+        let balancer = list(&["vpn.example.org:7440", "192.0.2.1:7440"]);
+        assert_eq!(own(&balancer), balancer);
+    }
+}

@@ -58,8 +58,18 @@ pub(super) struct World {
     /// Where the strings of keys go.
     pub(super) secrets: Arc<dyn SecretSink>,
     bus: Option<Arc<Shared>>,
-    _writing: Option<Writing>,
+    /// What writes to the API server, where resources are declared there.
+    pub(super) telling: Option<Telling>,
     _lock: File,
+}
+
+/// What writes to the API server besides the statuses.
+pub(super) struct Telling {
+    /// Events.
+    pub(super) events: Events,
+    /// The objects that are known.
+    pub(super) objects: Objects,
+    _statuses: Writing,
 }
 
 /// Where resources are declared, and what goes there.
@@ -68,7 +78,7 @@ struct Place {
     statuses: Option<Arc<dyn StatusSink>>,
     secrets: Arc<dyn SecretSink>,
     elector: Box<dyn Elector>,
-    writing: Option<Writing>,
+    telling: Option<Telling>,
 }
 
 impl Place {
@@ -85,7 +95,7 @@ impl Place {
             statuses: None,
             secrets: Arc::new(SecretFiles(config.data.join("secrets"))),
             elector,
-            writing: None,
+            telling: None,
         }
     }
 
@@ -97,15 +107,16 @@ impl Place {
         let elector = KubernetesLease::new(&cluster, identity, config.lease_duration);
         let leads = move || leadership.leads().is_some();
         let budget = StatusBudget::default();
-        let (statuses, writing) = Statuses::start(cluster.clone(), objects.clone(), events, budget, leads);
+        let (statuses, writing) =
+            Statuses::start(cluster.clone(), objects.clone(), events.clone(), budget, leads);
         let secrets = Secrets::new(cluster.clone(), objects.clone());
-        let source = Source::new(cluster, config.kubernetes_namespaces.clone(), objects);
+        let source = Source::new(cluster, config.kubernetes_namespaces.clone(), objects.clone());
         Self {
             source: Arc::new(source),
             statuses: Some(Arc::new(statuses)),
             secrets: Arc::new(secrets),
             elector: Box::new(elector),
-            writing: Some(writing),
+            telling: Some(Telling { events, objects, _statuses: writing }),
         }
     }
 }
@@ -139,7 +150,7 @@ impl World {
             true => {
                 let info = ReplicaInfo {
                     name: config.replica.clone(),
-                    addresses: advertise.to_vec(),
+                    addresses: super::listen::own(advertise),
                     draining: false,
                     version: env!("CARGO_PKG_VERSION").to_owned(),
                 };
@@ -171,7 +182,7 @@ impl World {
             Some(cluster) => Place::in_kubernetes(cluster, config, replica, leadership.clone()),
             None => Place::in_files(config, &store, replica, shared),
         };
-        let Place { source, statuses, secrets, elector, writing } = place;
+        let Place { source, statuses, secrets, elector, telling } = place;
         let world = Self {
             replica,
             shared,
@@ -182,7 +193,7 @@ impl World {
             source,
             statuses,
             secrets,
-            _writing: writing,
+            telling,
             _lock: lock,
         };
         Ok((world, store, keys, elector))

@@ -162,6 +162,7 @@ impl<'a> Appliance<'a> {
             heartbeat_seconds: heartbeat_seconds(&policy),
             server_name: record.name.to_string(),
             public_address: address.to_string(),
+            ping_seconds: ping_seconds(context.listener.connections()),
         };
         wire.send(request, Say::Attached(attached)).await?;
         let mut appliance = Self {
@@ -217,4 +218,11 @@ impl Context {
 
 fn heartbeat_seconds(policy: &SecurityPolicySpec) -> u32 {
     u32::try_from(policy.heartbeat_interval.get().as_secs()).unwrap_or(u32::MAX).clamp(1, 3600)
+}
+
+/// After how long a silence an appliance asks whether this replica is there. The more there are, the longer: so many ask in a
+/// second at most.
+fn ping_seconds(connections: usize) -> u32 {
+    const A_SECOND: usize = 5_000;
+    u32::try_from(connections / A_SECOND).unwrap_or(u32::MAX).clamp(2, 20)
 }

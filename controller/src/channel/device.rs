@@ -19,7 +19,7 @@ use super::{
     appliance::internal,
     opening::Remote,
     refusals,
-    registry::{DeviceMail, DeviceSeat, Elsewhere},
+    registry::{DeviceMail, DeviceSeat, Elsewhere, Granted},
     sessions,
     unproven::Place,
     wire::{End, Wire},
@@ -180,6 +180,12 @@ impl Device<'_> {
         let live = self.context.live.clone();
         live.device_online(device, true);
         let seat = self.context.registry.seat_device(device);
+        // One that comes back hears of the end of the session that it has.
+        if let Some((_, session)) = self.context.store.session_of_user(record.user).await?
+            && session.device == device
+        {
+            self.context.registry.granted(device, Granted { session: session.id, server: session.server });
+        }
         self.seated = Some(Seated { record, seat, _online: Online { live, device } });
         Ok(())
     }

@@ -81,7 +81,7 @@ async fn welcome(
         }
     };
     let now = context.now();
-    let unproven = match context.unproven.enter(remote.address.ip(), context.settings.connections / 2) {
+    let unproven = match context.unproven.enter(remote.address.ip(), context.settings.unproven()) {
         Some(place) => place,
         None if context.store.knows_key(remote.key).await.unwrap_or(false) => {
             context.unproven.enter_known(remote.address.ip())

@@ -198,7 +198,7 @@ impl Appliance<'_> {
             Ok(()) => {}
             // The appliance signs its next beat as it signed this one.
             Err(error) if may_pass(&error) => {
-                wire.send(request, Say::Refused(refusals::internal(&error).into())).await?;
+                wire.send(request, Say::Refused(refusals::not_durable().into())).await?;
                 return Ok(());
             }
             Err(error) => return Err(internal(request)(error)),

@@ -71,6 +71,13 @@ pub(super) fn internal(error: &StoreError) -> Refusal {
     Refusal::new(RefusalCode::Internal, "the controller could not carry it out", remedy).retry_after(SOON)
 }
 
+/// A heartbeat that could not be written. Whoever writes them has said why.
+pub(super) fn not_durable() -> Refusal {
+    let message = "the heartbeat could not be recorded";
+    Refusal::new(RefusalCode::Unavailable, message, "nothing: the next one is sent as usual")
+        .retry_after(SOON)
+}
+
 /// An appliance that is not known, or not by this key: the two are not told apart.
 pub(super) fn unknown_appliance() -> Refusal {
     let remedy = "enrol the appliance with a registration token: `horizon-appliance enroll TOKEN`";
@@ -80,7 +87,8 @@ pub(super) fn unknown_appliance() -> Refusal {
 /// An appliance whose server has ended.
 pub(super) fn ended_server(name: &str, reason: &str) -> Refusal {
     let message = format!("the server '{name}' has ended: {reason}");
-    let remedy = "declare a new server and enrol the appliance with a token of it";
+    let remedy = "declare it again with the annotation horizon.dev/id, or declare a new server and enrol the appliance \
+                  with a token of it";
     Refusal::new(RefusalCode::Revoked, message, remedy)
 }
 

@@ -35,10 +35,20 @@ pub struct ChannelSettings {
     pub state_bytes: usize,
 }
 
+/// The most peers that have not proved who they are, however many connections there may be.
+const MOST_UNPROVEN: usize = 10_000;
+
+impl ChannelSettings {
+    /// How many peers there may be that have not proved who they are.
+    pub(super) fn unproven(&self) -> usize {
+        (self.connections / 2).min(MOST_UNPROVEN)
+    }
+}
+
 impl Default for ChannelSettings {
     fn default() -> Self {
         Self {
-            connections: 20_000,
+            connections: 120_000,
             handshakes_at_once: 256,
             messages_per_second: 100,
             challenge_patience: Duration::from_secs(10),

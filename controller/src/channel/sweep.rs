@@ -17,7 +17,7 @@ pub(super) async fn run(context: Arc<Context>) {
             _ = ticks.tick() => {}
             () = context.sweep_now.notified() => {}
         }
-        match context.sweep(cursor).await {
+        match context.sweep(cursor.as_ref()).await {
             Ok(next) => cursor = Some(next),
             Err(error) => tracing::debug!(%error, "what changed could not be looked for"),
         }
@@ -26,7 +26,7 @@ pub(super) async fn run(context: Arc<Context>) {
 
 impl Context {
     /// Wakes the appliances whose servers changed, and tells devices of sessions that ended. Returns up to where it looked.
-    async fn sweep(&self, cursor: Option<Cursor>) -> Result<Cursor, StoreError> {
+    async fn sweep(&self, cursor: Option<&Cursor>) -> Result<Cursor, StoreError> {
         let (servers, next) = self.store.servers_changed(cursor).await?;
         for server in &servers {
             self.registry.wake(*server);

@@ -125,11 +125,11 @@ pub enum Command {
         #[command(flatten)]
         connection: Connection,
     },
-    /// Tell everything about one resource: what is declared, what is so, and why.
+    /// Tell everything about one resource, or one session: what is declared, what is so, and why.
     Describe {
-        /// The kind, its plural or its short name.
-        kind: Kind,
-        /// The name.
+        /// The kind, its plural or its short name; or `session`.
+        kind: Described,
+        /// The name; of a session its id.
         name: Name,
         /// The namespace.
         #[arg(short, long, default_value = DEFAULT_NAMESPACE)]
@@ -273,14 +273,24 @@ pub enum Output {
     Yaml,
 }
 
-/// A kind, in any of the words for it.
-#[derive(Clone, Copy, Debug)]
-pub struct Kind(pub KindName);
+/// What `describe` tells about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Described {
+    /// A resource of a kind.
+    Kind(KindName),
+    /// A session.
+    Session,
+}
 
-impl std::str::FromStr for Kind {
-    type Err = horizon_crds::UnknownKind;
+impl std::str::FromStr for Described {
+    type Err = String;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        KindName::parse(text).map(Self)
+        match text.to_lowercase().as_str() {
+            "session" | "sessions" => Ok(Self::Session),
+            other => KindName::parse(other)
+                .map(Self::Kind)
+                .map_err(|error| format!("{error}; besides kinds there is session")),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::api::{
     client::{Client, escape},
-    model::{Detail, ORIGIN},
+    model::{Detail, ORIGIN, SessionDetail},
 };
 
 /// Fetches and tells.
@@ -27,6 +27,20 @@ pub(super) async fn describe(
     let path = format!("/v1/{}/{}?namespace={}", kind.plural(), escape(name), escape(namespace));
     let detail: Detail = client.get(&path).await?;
     Ok(tell(&detail, now, out)?)
+}
+
+/// Fetches and tells about a session.
+pub(super) async fn session(
+    client: &Client,
+    id: &str,
+    now: jiff::Timestamp,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    let detail: SessionDetail = client.get(&format!("/v1/sessions/{}", escape(id))).await?;
+    writeln!(out, "Session {id}")?;
+    write_yaml(out, &detail.session)?;
+    let fields = ["age:.minute", "to client:.bytesSent", "from client:.bytesReceived", "rtt us:.rttMicros"];
+    Ok(records(out, "Bytes by the minute", &detail.minutes, &fields, now)?)
 }
 
 fn tell(detail: &Detail, now: jiff::Timestamp, out: &mut dyn Write) -> io::Result<()> {

@@ -11,7 +11,7 @@ use clap::Parser;
 use horizon_crds::{TargetKind, Timestamp};
 
 use super::{
-    args::{Cli, Command, ConfigCommand, Connection},
+    args::{Cli, Command, ConfigCommand, Connection, Described},
     describe, diff, get, status, validate,
 };
 use crate::{
@@ -123,7 +123,13 @@ pub async fn execute(cli: Cli, out: &mut dyn Write, err: &mut dyn Write) -> anyh
             get::get(&client(file, connection)?, &question, out).await?;
         }
         Command::Describe { kind, name, namespace, connection } => {
-            describe::describe(&client(file, connection)?, kind.0, &namespace, &name, now, out).await?;
+            let client = client(file, connection)?;
+            match kind {
+                Described::Kind(kind) => {
+                    describe::describe(&client, kind, &namespace, &name, now, out).await?
+                }
+                Described::Session => describe::session(&client, &name, now, out).await?,
+            }
         }
         Command::Approve { server, digest, reason, namespace, connection } => {
             let request = ApprovalRequest { namespace, server, digest, reason };

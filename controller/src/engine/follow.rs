@@ -20,8 +20,11 @@ impl Task {
                 self.reconcile(changed).await;
             }
             Ok(_) => {}
+            // The database is away, which others say too.
+            Err(error) if self.behind => tracing::debug!(%error, "still not to be read"),
             Err(error) => {
-                tracing::warn!(%error, "what other replicas changed could not be read; trying again");
+                self.behind = true;
+                tracing::warn!(%error, "what other replicas changed cannot be read; trying again");
             }
         }
     }
@@ -29,6 +32,7 @@ impl Task {
     /// Takes in what was committed since the index in force. Returns what differs.
     pub(super) async fn catch_up(&mut self) -> Result<BTreeSet<ResourceId>, StoreError> {
         let news = self.parts.store.resources_since(self.shared.current()).await?;
+        self.behind = false;
         if news.revision == self.shared.current() {
             return Ok(BTreeSet::new());
         }

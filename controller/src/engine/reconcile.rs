@@ -24,8 +24,10 @@ use crate::{
 
 /// For how long a removal counts against the limit of later ones.
 const RECENT: Duration = Duration::from_secs(60);
-/// How often a plan is made anew because somebody else committed in between.
-const TRIES: usize = 16;
+/// For how long a plan is made anew because somebody else committed in between.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest pause before the next try, so that those that were in each other's way are not again.
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 
 /// Why a pass came to nothing.
 #[derive(Debug, Error)]
@@ -90,7 +92,7 @@ impl Task {
     ) -> Result<usize, PassError> {
         let started = Instant::now();
         let mut removed = 0;
-        for _ in 0..TRIES {
+        while started.elapsed() < PATIENCE {
             let epoch = self.parts.leadership.leads().ok_or(PassError::NotLeading)?;
             let index = self.shared.index();
             let claimed = self.desired.unknown_identities(&index, &touched);
@@ -112,7 +114,10 @@ impl Task {
                     // Other objects have the names of what went.
                     touched = again;
                 }
-                Err(CommitError::Behind { .. }) => touched.extend(self.catch_up().await?),
+                Err(CommitError::Behind { .. }) => {
+                    pause().await;
+                    touched.extend(self.catch_up().await?);
+                }
                 Err(CommitError::Fenced) => {
                     tracing::warn!(%epoch, "another replica leads by now: this one steps down");
                     self.parts.leadership.fenced(epoch);
@@ -175,8 +180,8 @@ impl Task {
         resource: Arc<Resource>,
         actor: &Actor,
     ) -> Result<Arc<Stored>, PutError> {
-        let id = resource.id();
-        for _ in 0..TRIES {
+        let (id, started) = (resource.id(), Instant::now());
+        while started.elapsed() < PATIENCE {
             // What it refers to may be new.
             let changed = self.catch_up().await?;
             let index = self.shared.index();
@@ -184,7 +189,10 @@ impl Task {
             let guard = Guard { expected: Some(self.shared.current()), leader: None };
             let next = match self.commit(&index, &plan, actor, guard).await {
                 Ok(next) => next,
-                Err(CommitError::Behind { .. }) => continue,
+                Err(CommitError::Behind { .. }) => {
+                    pause().await;
+                    continue;
+                }
                 Err(error) => return Err(error.into()),
             };
             self.tell(&plan.scope, &next).await;
@@ -266,6 +274,12 @@ impl Task {
         }
         recent
     }
+}
+
+/// Waits for a moment of random length.
+async fn pause() {
+    let [random, ..]: [u8; 16] = uuid::Uuid::new_v4().into_bytes();
+    tokio::time::sleep(LONGEST_PAUSE.mul_f64(f64::from(random) / 256.0)).await;
 }
 
 fn new_problems<'a>(

@@ -65,6 +65,8 @@ pub(super) struct Task {
     pub(super) listed: bool,
     /// When to start the source again that could not be started, or ended.
     restart_at: Option<Instant>,
+    /// Whether what others committed could not be read the last time.
+    pub(super) behind: bool,
     /// The newest revision that is known of.
     pub(super) hinted: Revision,
     /// What other replicas were told in this term.
@@ -90,6 +92,7 @@ impl Task {
             retry: None,
             listed: false,
             restart_at: None,
+            behind: false,
             hinted,
             told: None,
         }

@@ -1,6 +1,11 @@
 //! Export, delete every document, apply: the same resources, with a real controller.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use clap::Parser;
 use horizon_crds::{KindName, parse};
@@ -16,6 +21,9 @@ use crate::{
     config::{Config, Settings},
     init::init,
 };
+
+/// How long anything may take. Generous: tests share the machine with compilers.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Running {
     dir: tempfile::TempDir,
@@ -51,10 +59,6 @@ impl Running {
         done.map(|_| String::from_utf8(out).unwrap())
     }
 
-    async fn status(&self) -> Status {
-        self.client.get("/v1/status").await.unwrap()
-    }
-
     /// Every resource in force, by kind and name, with what does not depend on when it was last looked at.
     async fn all(&self) -> BTreeMap<String, Value> {
         let mut all = BTreeMap::new();
@@ -71,14 +75,29 @@ impl Running {
         all
     }
 
-    /// Waits until everything is as wanted; the test runner's own limit ends what never is.
+    /// Waits until everything is as wanted.
     async fn until(&self, what: impl Fn(&BTreeMap<String, Value>) -> bool) -> BTreeMap<String, Value> {
+        let end = Instant::now() + PATIENCE;
         loop {
             let all = self.all().await;
             if what(&all) {
                 return all;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            assert!(Instant::now() < end, "waited in vain: {all:#?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until the controller says so.
+    async fn until_status(&self, what: impl Fn(&Status) -> bool) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let status: Status = self.client.get("/v1/status").await.unwrap();
+            if what(&status) {
+                return;
+            }
+            assert!(Instant::now() < end, "waited in vain: {status:#?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 }
@@ -146,9 +165,7 @@ async fn what_was_exported_is_the_same_when_it_is_applied() {
     for entry in fs::read_dir(running.resources()).unwrap() {
         fs::remove_file(entry.unwrap().path()).unwrap();
     }
-    while running.status().await.prune_pending.len() < 3 {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    running.until_status(|status| status.prune_pending.len() == 3).await;
     running.cli(&["confirm-prune"]).await.unwrap();
     running.until(|all| all.len() == 3).await;
 
@@ -159,23 +176,18 @@ async fn what_was_exported_is_the_same_when_it_is_applied() {
          metadata.annotations = {{ 'horizon.dev/id' = '{uid}' }}\n[spec]\n"
     );
     fs::write(running.resources().join("paris.toml"), paris).unwrap();
-    while !running.status().await.problems.iter().any(|problem| {
-        problem.starts_with("paris.toml:4:")
-            && problem.contains("it claims the identity of Server default/home, which keeps it")
-    }) {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    let claims = "it claims the identity of Server default/home, which keeps it";
+    let told = |problem: &String| problem.starts_with("paris.toml:4:") && problem.contains(claims);
+    running.until_status(|status| status.problems.iter().any(told)).await;
 
     copy(&exported, &running.resources());
     let wanted = before.clone();
     let after = running.until(|all| *all == wanted).await;
     assert_eq!(after, before);
     // The one that claims in vain is the only problem.
-    assert_eq!(running.status().await.problems.len(), 1);
+    running.until_status(|status| status.problems.len() == 1).await;
     fs::remove_file(running.resources().join("paris.toml")).unwrap();
-    while !running.status().await.problems.is_empty() {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    running.until_status(|status| status.problems.is_empty()).await;
     // What was a record of the controller's own is now what its document says.
     let audit = running.cli(&["get", "audit", "-o", "json"]).await.unwrap();
     assert!(audit.contains("\"adopt\""), "{audit}");

@@ -100,7 +100,7 @@ async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
 async fn readiness(State(shown): State<Shown>) -> impl IntoResponse {
     let mut missing = shown.health.missing();
     if let Err(why) = (shown.store)().await {
-        missing.push(("store", why));
+        missing.push(("controller", why));
     }
     if missing.is_empty() {
         return (StatusCode::OK, "ready\n".to_owned());

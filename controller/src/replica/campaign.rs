@@ -23,21 +23,29 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 
 /// A replica that stands for election.
 pub struct Campaign {
-    /// Who keeps the lease.
-    pub elector: Box<dyn Elector>,
+    elector: Box<dyn Elector>,
     /// The database, which fences earlier leaders.
-    pub store: Store,
-    /// This replica.
-    pub replica: ReplicaId,
-    /// Its name.
-    pub name: String,
-    /// Where everybody sees the outcome.
-    pub leadership: Leadership,
-    /// The figures.
-    pub metrics: Metrics,
+    store: Store,
+    replica: ReplicaId,
+    name: String,
+    leadership: Leadership,
+    metrics: Metrics,
+    /// Whether the last question had no answer, which is said once.
+    unanswered: bool,
 }
 
 impl Campaign {
+    /// The replica of this id and name, which asks `elector`. Everybody sees the outcome in `leadership`.
+    pub fn new(
+        elector: Box<dyn Elector>,
+        store: Store,
+        (replica, name): (ReplicaId, String),
+        leadership: Leadership,
+        metrics: Metrics,
+    ) -> Self {
+        Self { elector, store, replica, name, leadership, metrics, unanswered: false }
+    }
+
     /// Stands for election until it is to withdraw; then gives up the lease, so that another replica leads at once.
     pub async fn run(mut self, mut withdraw: Stop) {
         let mut election = Election::new(self.elector.duration(), now());
@@ -79,6 +87,9 @@ impl Campaign {
                 Err(_) => Err(ElectError::new(format!("no answer within {patience:?}"))),
             },
         };
+        if answer.is_ok() && std::mem::take(&mut self.unanswered) {
+            tracing::info!("the lease of leadership can be asked for again");
+        }
         match answer {
             Ok(Ok(held)) => {
                 if !election.held(asked, now()) {
@@ -97,7 +108,9 @@ impl Campaign {
             }
             Err(error) => {
                 election.failed(now());
-                tracing::warn!(%error, "the lease of leadership could not be asked for; trying again");
+                if !std::mem::replace(&mut self.unanswered, true) {
+                    tracing::warn!(%error, "the lease of leadership could not be asked for; trying again");
+                }
                 if epoch.is_none() {
                     self.follow(None);
                 }

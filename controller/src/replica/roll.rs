@@ -68,6 +68,8 @@ impl Roll {
     /// Says that this replica lives until it is to stop, and looks who else does.
     pub async fn run(self, mut stop: Stop) {
         let mut ticks = interval(BEAT);
+        // What goes on for a while is said once.
+        let mut failing = false;
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -75,9 +77,16 @@ impl Roll {
                 _ = ticks.tick() => {}
             }
             match timeout(PATIENCE, self.beat()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(%error, "the roll of replicas could not be written"),
-                Err(_) => tracing::warn!("the roll of replicas could not be written in time"),
+                Ok(Ok(())) => failing = false,
+                Ok(Err(error)) if !failing => {
+                    failing = true;
+                    tracing::warn!(%error, "the roll of replicas cannot be written; trying again");
+                }
+                Err(_) if !failing => {
+                    failing = true;
+                    tracing::warn!("the roll of replicas cannot be written in time; trying again");
+                }
+                _ => {}
             }
             self.0.metrics.database_up.set(i64::from(self.away_for() < PATIENCE));
         }

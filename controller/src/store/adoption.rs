@@ -116,11 +116,10 @@ pub(super) async fn undo_removal(db: &mut Connection, uid: Uuid, before: &str) -
         Resource::RegistrationKey(key) if key.spec.revocation.is_none() => {
             query(
                 "UPDATE registration_keys SET revoked_date = NULL, revocation_reason = NULL \
-                 WHERE key_uid = $1 AND revocation_reason IN ($2, $3)",
+                 WHERE key_uid = $1 AND revocation_reason = $2",
             )
             .bind(&id)
             .bind(REMOVED)
-            .bind(SERVER_REMOVED)
             .execute(&mut *db)
             .await?;
         }
@@ -137,16 +136,29 @@ pub(super) async fn undo_removal(db: &mut Connection, uid: Uuid, before: &str) -
         }
         _ => {}
     }
-    // Keys that ended because their user was removed are good again once both are back.
+    Ok(())
+}
+
+/// Undoes what removals did to keys because of what these are for: they are good again once both are back. A server or user
+/// that was made anew under the name is not what they were for.
+pub(super) async fn undo_consequences(db: &mut Connection) -> Result<(), StoreError> {
+    query(
+        "UPDATE registration_keys SET revoked_date = NULL, revocation_reason = NULL WHERE revocation_reason = $1 \
+         AND key_uid IN (SELECT uid FROM resources WHERE kind = 'RegistrationKey' AND deleted_at IS NULL) \
+         AND EXISTS (SELECT 1 FROM resources r WHERE r.kind = 'Server' AND r.deleted_at IS NULL \
+         AND r.namespace = registration_keys.namespace AND r.name = registration_keys.server_name \
+         AND r.created_at < registration_keys.revoked_date)",
+    )
+    .bind(SERVER_REMOVED)
+    .execute(&mut *db)
+    .await?;
     query(
         "UPDATE personal_keys SET deactivation_date = NULL, deactivation_reason = NULL, \
          status = CASE WHEN activation_date IS NULL THEN 'pending' ELSE 'active' END \
-         WHERE (key_id = $1 OR user_uid = $2) AND status = 'deactivated' AND deactivation_reason = $3 \
-         AND key_id IN (SELECT uid FROM resources WHERE deleted_at IS NULL) \
-         AND user_uid IN (SELECT uid FROM resources WHERE deleted_at IS NULL)",
+         WHERE status = 'deactivated' AND deactivation_reason = $1 \
+         AND key_id IN (SELECT uid FROM resources WHERE kind = 'PersonalKey' AND deleted_at IS NULL) \
+         AND user_uid IN (SELECT uid FROM resources WHERE kind = 'User' AND deleted_at IS NULL)",
     )
-    .bind(&id)
-    .bind(&id)
     .bind(USER_REMOVED)
     .execute(&mut *db)
     .await?;

@@ -130,7 +130,7 @@ fn state(row: &Row, epoch: u64) -> Result<Option<(StateNumber, Digest)>, StoreEr
 }
 
 /// A process that started since carries no connections until it reports them.
-pub(super) async fn disconnect(
+async fn disconnect(
     db: &mut Connection,
     server: ServerId,
     incarnation: Incarnation,

@@ -1,4 +1,4 @@
-//! Challenges: each is a row when it is put, and has its answer when it was answered.
+//! Challenges: each is a row once it is answered.
 
 use horizon_model::ServerId;
 use jiff::Timestamp;
@@ -68,78 +68,6 @@ impl Store {
             self.inner.metrics.security_event("challenge_failed");
         }
         Ok(first)
-    }
-
-    /// Records that a server's appliance is challenged.
-    pub async fn put_challenge(&self, server: ServerId, now: Timestamp) -> Result<ChallengeId, StoreError> {
-        let id = ChallengeId(Uuid::now_v7());
-        self.retried("put_challenge", || async {
-            let mut tx = self.begin().await?;
-            query(
-            "INSERT INTO verification_challenges (challenge_id, server_id, challenge_time, challenge_type) \
-             VALUES ($1, $2, $3, 'hmac')",
-        )
-        .bind(id.0.to_string())
-        .bind(server.to_string())
-        .bind(millis(now))
-        .execute(&mut *tx)
-        .await?;
-            tx.commit().await?;
-            Ok(id)
-        })
-        .await
-    }
-
-    /// Records the answer to a challenge: `Verified` follows it. A wrong answer quarantines the server, and raises an event
-    /// when it is the `tolerated`th in a row. Only the first answer counts; returns whether this was it.
-    pub async fn answer_challenge(
-        &self,
-        server: ServerId,
-        lease: ChannelLease,
-        challenge: ChallengeId,
-        right: bool,
-        tolerated: u16,
-        now: Timestamp,
-    ) -> Result<bool, StoreError> {
-        let (first, raised) = self
-            .retried("answer_challenge", || self.answer_once(server, lease, challenge, right, tolerated, now))
-            .await?;
-        if raised {
-            self.inner.metrics.security_event("challenge_failed");
-        }
-        Ok(first)
-    }
-
-    /// Whether the answer was the first, and whether it raised an event.
-    async fn answer_once(
-        &self,
-        server: ServerId,
-        lease: ChannelLease,
-        challenge: ChallengeId,
-        right: bool,
-        tolerated: u16,
-        now: Timestamp,
-    ) -> Result<(bool, bool), StoreError> {
-        let mut tx = self.begin().await?;
-        if !channels::hold(&mut tx, server, lease).await? {
-            return Ok((false, false));
-        }
-        let done = query(
-            "UPDATE verification_challenges SET response_time = $1, verification_success = $2 \
-             WHERE challenge_id = $3 AND server_id = $4 AND response_time IS NULL",
-        )
-        .bind(millis(now))
-        .bind(right)
-        .bind(challenge.0.to_string())
-        .bind(server.to_string())
-        .execute(&mut *tx)
-        .await?;
-        if done.rows_affected() == 0 {
-            return Ok((false, false));
-        }
-        let raised = judge(&mut tx, server, right, tolerated, now).await?;
-        tx.commit().await?;
-        Ok((true, raised))
     }
 
     /// Records that a server's appliance could not prove that it holds the verification secret: `Verified` no longer holds,

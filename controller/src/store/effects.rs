@@ -36,6 +36,9 @@ pub(super) async fn carry_out(
             adoption::undo_removal(db, change.uid, before).await?;
         }
     }
+    if done.iter().any(|change| change.back.is_some()) {
+        adoption::undo_consequences(db).await?;
+    }
     let returned = done.iter().filter(|d| d.back.is_some() && d.id.kind == KindName::Server);
     let mut servers: BTreeSet<_> = returned.map(|change| ServerId(change.uid)).collect();
     for change in done {

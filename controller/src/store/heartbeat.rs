@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    ChannelLease, Store, StoreError, channels,
+    ChannelLease, Store, StoreError,
     dialect::{Builder, Connection, Engine, MAX_BINDS, Row, query},
     row::{Columns as _, int, millis},
     seal::Place,
@@ -280,43 +280,8 @@ impl Store {
         rows.iter().map(read).collect()
     }
 
-    /// The verification secrets of a server: the one in force and the one before. `None` when it is not registered.
-    pub async fn server_secrets(
-        &self,
-        server: ServerId,
-    ) -> Result<Option<(Secret, Option<Secret>)>, StoreError> {
-        let row = query("SELECT verification_secret, previous_secret FROM servers WHERE server_id = $1")
-            .bind(server.to_string())
-            .fetch_optional(self.readers())
-            .await?;
-        let Some(row) = row else { return Ok(None) };
-        let open = |sealed: Option<Vec<u8>>| {
-            sealed.map(|s| self.sealer().open(Place::Verification, server.as_bytes(), &s)).transpose()
-        };
-        let current = open(row.maybe_bytes("verification_secret")?)?;
-        let previous = open(row.maybe_bytes("previous_secret")?)?;
-        Ok(current.map(|current| (current, previous)))
-    }
-
     /// A new verification secret for a server whose identity was approved since, until its appliance proved that it has
     /// it. `None` when no new one is due.
-    pub async fn reissue_secret(
-        &self,
-        server: ServerId,
-        lease: ChannelLease,
-    ) -> Result<Option<Secret>, StoreError> {
-        self.repeatable("reissue_secret", || async {
-            let mut tx = self.begin().await?;
-            if !channels::hold(&mut tx, server, lease).await? {
-                return Ok(None);
-            }
-            let secret = self.reissue(&mut tx, server).await?;
-            tx.commit().await?;
-            Ok(secret)
-        })
-        .await
-    }
-
     pub(super) async fn reissue(
         &self,
         db: &mut Connection,

@@ -199,12 +199,6 @@ fn read_factor(row: &super::dialect::Row) -> Result<Factor, StoreError> {
 }
 
 impl Store {
-    /// The factors a server's appliance last reported.
-    pub async fn current_factors(&self, server: ServerId) -> Result<Vec<Factor>, StoreError> {
-        let mut db = self.readers().snapshot().await?;
-        current(&mut db, server).await
-    }
-
     /// Takes in what an appliance reports about its machine. A significant change quarantines the server, unless its digest
     /// was approved before it came.
     pub async fn observe_factors(

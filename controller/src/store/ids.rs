@@ -22,8 +22,17 @@ pub struct ChannelLease(pub i64);
 pub struct ReplicaId(pub Uuid);
 
 /// How far a sweep over changed servers has come. Only the database that gave it can read it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Cursor(pub(super) i64);
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cursor(pub(super) Position);
+
+/// A place in the sequence of changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Position {
+    /// SQLite counts them.
+    Counter(i64),
+    /// Postgres names the transactions that had ended.
+    Snapshot(String),
+}
 
 impl ReplicaId {
     /// That of a process that starts now.

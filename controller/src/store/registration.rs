@@ -325,24 +325,6 @@ impl Store {
         let namespace = row.parsed("namespace")?;
         Ok(RegisteredServer { server, namespace, name, secret, fresh: ended.is_some(), ended })
     }
-
-    /// Notes what an appliance says it can do. Returns whether that is new.
-    pub async fn note_capabilities(
-        &self,
-        server: ServerId,
-        lease: ChannelLease,
-        capabilities: &[Capability],
-        now: Timestamp,
-    ) -> Result<bool, StoreError> {
-        self.retried("note_capabilities", || async {
-            let mut tx = self.begin().await?;
-            let changed = channels::hold(&mut tx, server, lease).await?
-                && write_capabilities(&mut tx, server, capabilities, now).await?;
-            tx.commit().await?;
-            Ok(changed)
-        })
-        .await
-    }
 }
 
 fn hash(secret: &Secret) -> Vec<u8> {
@@ -357,17 +339,17 @@ async fn ended(db: &mut Connection, server: ServerId) -> Result<bool, StoreError
     Ok(row.maybe_time("decommission_date")?.is_some() || row.maybe_time("revoked_date")?.is_some())
 }
 
+/// Writes what an appliance says it can do.
 pub(super) async fn write_capabilities(
     db: &mut Connection,
     server: ServerId,
     capabilities: &[Capability],
     now: Timestamp,
-) -> Result<bool, StoreError> {
-    let mut changed = false;
+) -> Result<(), StoreError> {
     for capability in Capability::ALL {
         let enabled = capabilities.contains(&capability);
         // What was never reported needs no row that says so.
-        let done = if enabled {
+        let write = if enabled {
             query(
                 "INSERT INTO server_capabilities (server_id, capability_type, added_date, last_updated, enabled) \
                  VALUES ($1, $2, $3, $3, TRUE) ON CONFLICT (server_id, capability_type) \
@@ -380,13 +362,12 @@ pub(super) async fn write_capabilities(
                  WHERE server_id = $1 AND capability_type = $2 AND enabled",
             )
         };
-        let done = done
+        write
             .bind(server.to_string())
             .bind(capability.as_str())
             .bind(millis(now))
             .execute(&mut *db)
             .await?;
-        changed |= done.rows_affected() > 0;
     }
-    Ok(changed)
+    Ok(())
 }

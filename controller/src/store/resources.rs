@@ -254,15 +254,14 @@ impl Store {
             };
             let digest = horizon_wire::key::sha256(&resource.canonical_spec()).0.to_vec();
             let text = document::write(resource);
-            let removed = if old.is_none() { claimed.remove(&id) } else { None };
+            let mut removed = if old.is_none() { claimed.remove(&id) } else { None };
             let back = removed.as_ref().map(|removed| removed.document.clone());
-            if let Some(removed) = &removed {
+            if let Some(removed) = &mut removed {
                 changed = true;
-                let number = match removed.number {
-                    Some(number) => Some(same_number(&mut tx, &mut numbers, number).await?),
-                    None => None,
-                };
-                adoption::bring_back(&mut tx, removed.uid, number, revision).await?;
+                if let Some(number) = removed.number {
+                    removed.number = Some(same_number(&mut tx, &mut numbers, number).await?);
+                }
+                adoption::bring_back(&mut tx, removed.uid, removed.number, revision).await?;
             }
             let old = old.or(removed);
             let created = old.is_none();

@@ -1,13 +1,12 @@
 //! The numbers of appliances' states, and what appliances say they applied.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use horizon_model::{Digest, EntryProblem, Incarnation, ServerId};
-use jiff::Timestamp;
+use horizon_model::{Digest, EntryProblem, ServerId};
 use serde_json::json;
 
 use super::{
-    ChannelLease, Revision, Store, StoreError, attach, channels,
+    ChannelLease, Revision, Store, StoreError, channels,
     dialect::{Connection, query},
     row::{Columns as _, int},
     settings,
@@ -144,31 +143,10 @@ impl Store {
         })
         .await
     }
-
-    /// Notes that a server's appliance attached: where it is seen, its version, and which start of its process it is. A
-    /// process that started since carries no connections until it reports them.
-    pub async fn note_attached(
-        &self,
-        server: ServerId,
-        lease: ChannelLease,
-        address: IpAddr,
-        version: &str,
-        incarnation: Incarnation,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
-        self.repeatable("note_attached", || async {
-            let mut tx = self.begin().await?;
-            if channels::hold(&mut tx, server, lease).await? {
-                write_attached(&mut tx, server, address, version, incarnation, now).await?;
-            }
-            tx.commit().await
-        })
-        .await
-    }
 }
 
 /// Notes what was applied, if that is news.
-pub(super) async fn write_applied(
+async fn write_applied(
     db: &mut Connection,
     server: ServerId,
     applied: &AppliedState,
@@ -202,28 +180,4 @@ pub(super) async fn write_applied(
     .execute(&mut *db)
     .await?;
     Ok(true)
-}
-
-/// Notes who attached, as far as that is news.
-pub(super) async fn write_attached(
-    db: &mut Connection,
-    server: ServerId,
-    address: IpAddr,
-    version: &str,
-    incarnation: Incarnation,
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    attach::disconnect(db, server, incarnation, now).await?;
-    query(
-        "UPDATE servers SET public_ip = $1, version = $2, incarnation = $3, heartbeat_counter = 0 WHERE server_id = $4 \
-         AND (COALESCE(public_ip, '') <> $1 OR COALESCE(version, '') <> $2 OR COALESCE(incarnation, '') <> $3 \
-         OR heartbeat_counter <> 0)",
-    )
-    .bind(address.to_string())
-    .bind(version)
-    .bind(incarnation.to_string())
-    .bind(server.to_string())
-    .execute(&mut *db)
-    .await?;
-    Ok(())
 }

@@ -6,7 +6,7 @@ use horizon_crds::KindName;
 use horizon_services::{Proxy, Site};
 use serde_json::json;
 
-use crate::kit::{Follower, account, api, cluster, create, create_users, delete, id, may_read, until};
+use crate::kit::{Follower, account, api, cluster, create, create_users, delete, id, may_read};
 
 /// A kubeconfig through a proxy.
 fn through(proxy: &Proxy, namespace: &str, name: &str) -> std::path::PathBuf {
@@ -66,20 +66,9 @@ async fn a_server_with_too_much_to_do_is_waited_for() {
     let namespace = api.fresh_namespace().unwrap();
     let direct = cluster(&api.kubeconfig()).await.client;
     create(&direct, KindName::User, &namespace, "ana", json!({})).await;
+    create_users(&direct, &namespace, 200).await;
     let config = account(api, &namespace, "busy");
     may_read(api, &namespace, "busy");
-    api.kubectl([
-        "create",
-        "role",
-        "busy",
-        "-n",
-        &namespace,
-        "--verb=get,create",
-        "--resource=users.horizon.dev",
-    ])
-    .unwrap();
-    let bound = format!("--serviceaccount={namespace}:busy");
-    api.kubectl(["create", "rolebinding", "busy", "-n", &namespace, "--role=busy", &bound]).unwrap();
     // Priority and fairness: this account has one seat, and whoever finds it taken gets 429.
     let fairness = format!(
         r#"
@@ -100,32 +89,39 @@ spec:
 "#
     );
     api.kubectl_with(&fairness, ["apply", "--server-side", "-f", "-"]).unwrap();
+    let crowd = connect_plainly(&config).await;
+    let others = tokio::spawn(keep_busy(crowd, namespace.clone()));
     let busy = cluster(&config).await;
-    let seat = tokio::spawn(take_a_seat(cluster(&config).await.client, namespace.clone()));
-    let users = crate::kit::objects_of(&busy.client, KindName::User, &namespace);
-    until("the server to refuse", || async {
-        matches!(users.get("ana").await, Err(kube::Error::Api(status)) if status.code == 429).then_some(())
-    })
-    .await;
-    let mut follower = Follower::with(busy, &[&namespace]).await;
-    assert!(!follower.complete && follower.count() == 0);
-    let refused = follower.requests("watch");
-    assert!(refused < 100, "it is left alone for as long as it asks: {refused} requests");
-    seat.abort();
+    let mut follower = Follower::with(busy.clone(), &[&namespace]).await;
+    while follower.answers("429") == 0 {
+        follower.restart();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    others.abort();
     api.kubectl(["delete", "flowschema,prioritylevelconfiguration", &namespace]).unwrap();
-    follower.until("everything", |f| f.complete && f.count() == 1).await;
+    follower.until("everything", |f| f.complete && f.count() == 201).await;
+    assert!(follower.gone.is_empty());
 }
 
-/// Begins to send an object and never ends.
-async fn take_a_seat(client: kube::Client, namespace: String) {
-    use futures_util::{StreamExt as _, stream};
-    let begun =
-        stream::iter([Ok::<_, std::io::Error>(hyper::body::Frame::data(bytes::Bytes::from_static(b"{")))]);
-    let body = http_body_util::StreamBody::new(begun.chain(stream::pending()));
-    let address = format!("/apis/horizon.dev/v1alpha1/namespaces/{namespace}/users");
-    let request = http::Request::post(address).header("content-type", "application/json");
-    let request = request.body(kube::client::Body::wrap_body(body)).unwrap();
-    let _ = client.send(request).await;
+/// Asks for all users without a pause, four at a time.
+async fn keep_busy(client: kube::Client, namespace: String) {
+    let users = crate::kit::objects_of(&client, KindName::User, &namespace);
+    let ask = || async {
+        loop {
+            // Refusals are what this is for.
+            let _ = users.list(&kube::api::ListParams::default()).await;
+        }
+    };
+    tokio::join!(ask(), ask(), ask(), ask());
+}
+
+/// A client that tries again at once, whatever the server asks.
+async fn connect_plainly(config: &std::path::Path) -> kube::Client {
+    let config = kube::config::Kubeconfig::read_from(config).unwrap();
+    let options = kube::config::KubeConfigOptions::default();
+    let mut config = kube::Config::from_custom_kubeconfig(config, &options).await.unwrap();
+    config.default_retry = false;
+    kube::Client::try_from(config).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -62,7 +62,16 @@ pub(crate) async fn create(
     spec: Value,
 ) -> DynamicObject {
     let api = objects_of(client, kind, namespace);
-    api.create(&PostParams::default(), &document(kind, name, spec)).await.unwrap()
+    let document = document(kind, name, spec);
+    until("an object to be taken", || async {
+        match api.create(&PostParams::default(), &document).await {
+            Ok(made) => Some(made),
+            // The kind's definition is a moment old.
+            Err(kube::Error::Api(status)) if status.code == 503 => None,
+            Err(error) => panic!("{kind} {name}: {error}"),
+        }
+    })
+    .await
 }
 
 pub(crate) async fn merge(
@@ -213,13 +222,20 @@ impl Follower {
 
     /// How many requests of a verb were made.
     pub(crate) fn requests(&self, verb: &str) -> u64 {
+        self.counted(&format!("verb=\"{verb}\""))
+    }
+
+    /// How many requests had an answer of this code.
+    pub(crate) fn answers(&self, code: &str) -> u64 {
+        self.counted(&format!("code=\"{code}\""))
+    }
+
+    fn counted(&self, label: &str) -> u64 {
         let mut text = String::new();
         let mut registry = prometheus_client::registry::Registry::default();
         self.cluster.metrics.register(&mut registry);
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-        let mine = |line: &&str| {
-            line.starts_with("kubernetes_requests_total") && line.contains(&format!("verb=\"{verb}\""))
-        };
+        let mine = |line: &&str| line.starts_with("kubernetes_requests_total") && line.contains(label);
         text.lines().filter(mine).filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
     }
 }

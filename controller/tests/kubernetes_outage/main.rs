@@ -5,11 +5,7 @@
 #[path = "../kubernetes/kit.rs"]
 mod kit;
 
-use std::{
-    collections::BTreeSet,
-    sync::OnceLock,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::OnceLock, time::Duration};
 
 use horizon_controller::{
     engine::{Shown, StatusSink as _, StatusWrite},
@@ -221,10 +217,10 @@ async fn what_an_older_schema_took_gets_a_condition_and_stops_nothing() {
     assert_eq!(accepted("choice").await["lastTransitionTime"], said_at);
 
     // Mended, it is taken.
-    kit::merge(&client, KindName::VirtualNetwork, &namespace, "choice", json!({ "spec": { "layer": null } }))
-        .await;
-    follower.until("the mended object", |f| f.has(&network("choice"))).await;
-    assert_eq!(follower.desired.object(&network("choice")).map(|object| object.generation), Some(2));
+    let mended = json!({ "spec": { "addressRanges": ["10.6.0.0/24"] } });
+    kit::merge(&client, KindName::VirtualNetwork, &namespace, "missing", mended).await;
+    follower.until("the mended object", |f| f.has(&network("missing"))).await;
+    assert_eq!(follower.desired.object(&network("missing")).map(|object| object.generation), Some(2));
 }
 
 #[tokio::test(flavor = "multi_thread")]

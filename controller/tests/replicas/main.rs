@@ -1,6 +1,8 @@
 //! Several controllers on one Postgres database, as processes: who leads, what the others do, and what becomes of a leader
 //! that is killed, frozen, or asked to stop, and of all of them when the database is away.
 
+#![expect(clippy::unwrap_used, reason = "what does not work ends the test")]
+
 mod fleet;
 
 use std::time::{Duration, Instant};

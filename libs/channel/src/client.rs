@@ -25,7 +25,7 @@ use thiserror::Error;
 use tokio::{
     net::lookup_host,
     sync::{mpsc, oneshot},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use crate::{
@@ -39,6 +39,8 @@ const STAGGER: Duration = Duration::from_millis(250);
 const MAX_ATTEMPTS: usize = 16;
 /// How long a request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often it is looked whether a controller that was silent came back to life.
+const LOOK: Duration = Duration::from_millis(100);
 /// How long the end of a conversation may take to reach the controller.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Messages that wait to be sent or read; the connection's flow control holds the rest back.
@@ -204,6 +206,37 @@ impl Requests {
         self.close(reason);
         // A controller that is gone need not be waited for longer.
         let _ = timeout(FAREWELL, self.shared.endpoint.wait_idle()).await;
+    }
+
+    /// Waits until the controller does not answer any more although it should: nothing came from it for `quiet`, and nothing
+    /// within `patience` once it was asked. The connection still stands then, and may come back to life.
+    pub async fn silence(&self, quiet: Duration, patience: Duration) {
+        let mut heard = self.heard();
+        loop {
+            sleep(quiet).await;
+            if self.heard() == heard {
+                // A queue that is full, or a stream that is blocked, asks as well.
+                let _ = self.outbox.try_send(proto::ToController::default());
+                sleep(patience).await;
+                if self.heard() == heard {
+                    return;
+                }
+            }
+            heard = self.heard();
+        }
+    }
+
+    /// Waits until something comes from the controller.
+    pub async fn sign_of_life(&self) {
+        let heard = self.heard();
+        while self.heard() == heard {
+            sleep(LOOK).await;
+        }
+    }
+
+    /// How many datagrams came from the controller.
+    fn heard(&self) -> u64 {
+        self.shared.connection.stats().udp_rx.datagrams
     }
 
     /// Why the connection ended; `None` while it lives.

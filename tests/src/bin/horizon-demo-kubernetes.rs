@@ -129,9 +129,15 @@ fn story(steps: &mut Steps, lab: &mut Lab, programs: &Programs) -> Result<()> {
     })?;
     steps.step("kubectl patch the policy, with one replica left", || {
         cluster.wait("condition=Online", "server/gateway")?;
-        forbid_within(RETURN, &cluster, &client, &fetch)?;
+        let took = forbid_within(RETURN, &cluster, &client, &fetch)?;
         allow(&cluster, &client, &fetch, egress)?;
-        proven("forbidden and allowed again, in the same session", ())
+        let took = seconds(took);
+        proven(
+            format!(
+                "in force after {took}, when the appliance had missed the dead replica, in the same session"
+            ),
+            (),
+        )
     })?;
     steps.step("kubectl patch user/ada: she leaves the group", || {
         cluster.patch("user", "ada", &json!({"spec": {"groups": []}}))?;

@@ -83,8 +83,13 @@ impl Pod {
 
     /// Sets a variable of its environment, for when it is started again.
     pub fn set(&mut self, name: &str, value: &str) {
-        self.environment.retain(|(set, _)| set != name);
+        self.unset(name);
         self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Takes a variable out of its environment, for when it is started again.
+    pub fn unset(&mut self, name: &str) {
+        self.environment.retain(|(set, _)| set != name);
     }
 
     /// Gives it a clock of its own, for when it is started again: what [`Pod::set_clock`] sets, as `date` would the
@@ -139,8 +144,9 @@ impl Pod {
         self.process.as_ref().map(Proc::tail).unwrap_or_default()
     }
 
-    /// One of the controller's commands in the running pod, as `kubectl exec` runs it.
+    /// One of the controller's commands in the running pod, as `kubectl exec` runs it, with the pod's configuration.
     pub fn exec<const N: usize>(&self, args: [&str; N]) -> Cmd<'_> {
+        let args = args.into_iter().chain(["--config", "/etc/horizon/config.toml"]);
         self.with_environment(self.host.cmd(&self.program, args))
     }
 

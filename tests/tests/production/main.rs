@@ -7,6 +7,7 @@ mod database;
 mod objects;
 mod redis;
 mod replicas;
+mod worlds;
 
 use std::net::IpAddr;
 use std::time::Duration;

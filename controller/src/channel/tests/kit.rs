@@ -22,7 +22,7 @@ use horizon_wire::{
     token::RegistrationToken,
 };
 use jiff::Timestamp;
-use tokio::time::timeout;
+use tokio::{task::JoinSet, time::timeout};
 use uuid::Uuid;
 
 use crate::{
@@ -32,8 +32,12 @@ use crate::{
     metrics::Metrics,
     replica::Leadership,
     store::{
-        Actor, Change, EventFilter, Guard, LeaderEpoch, ReplicaId, ReplicaInfo, Revision, Store, random,
-        tests::kit::{id, puts},
+        Actor, Change, EventFilter, Guard, LeaderEpoch, REPLICA_SILENT, ReplicaId, ReplicaInfo, Revision,
+        Store, random,
+        tests::{
+            kit::{id, puts},
+            place::Place,
+        },
     },
 };
 
@@ -61,13 +65,14 @@ impl Desired for Held {
 }
 
 pub(super) struct Controller {
-    _dir: Arc<tempfile::TempDir>,
+    _place: Arc<Place>,
     pub(super) replica: ReplicaId,
     pub(super) keys: Arc<Keys>,
     pub(super) store: Store,
     pub(super) live: Arc<dyn Live>,
     desired: Arc<Held>,
     server: ChannelServer,
+    beats: JoinSet<()>,
 }
 
 impl Controller {
@@ -86,10 +91,10 @@ impl Controller {
         settings: ChannelSettings,
         lives: Vec<Arc<dyn Live>>,
     ) -> Vec<Self> {
-        let dir = Arc::new(tempfile::tempdir().unwrap());
+        let dir = tempfile::tempdir().unwrap();
         let keys = Arc::new(Keys::create(&dir.path().join("keys"), Timestamp::now()).unwrap());
-        let path = dir.path().join("horizon.db");
-        let store = Store::open(path, &keys.envelope, Metrics::default()).await.unwrap();
+        let place = Arc::new(Place::new());
+        let store = Store::open(place.database(), &keys.envelope, Metrics::default()).await.unwrap();
         let mut replicas: Vec<Self> = Vec::new();
         for live in lives {
             let leadership = match &replicas[..] {
@@ -110,10 +115,11 @@ impl Controller {
             })
             .unwrap();
             let (keys, store) = (keys.clone(), store.clone());
-            replicas.push(Self { _dir: dir.clone(), replica, keys, store, live, desired, server });
+            let beats = JoinSet::new();
+            replicas.push(Self { _place: place.clone(), replica, keys, store, live, desired, server, beats });
         }
-        for replica in &replicas {
-            replica.beat().await;
+        for replica in &mut replicas {
+            replica.live_on().await;
         }
         replicas[0].put(toml).await;
         for replica in &replicas[1..] {
@@ -122,15 +128,29 @@ impl Controller {
         replicas
     }
 
-    /// Says to the others that this replica lives.
-    pub(super) async fn beat(&self) {
+    /// Says to the others that this replica lives, from now on.
+    async fn live_on(&mut self) {
         let info = ReplicaInfo {
             name: "test".into(),
             addresses: vec![self.address()],
             draining: false,
             version: "0".into(),
         };
-        self.store.replica_beat(self.replica, &info).await.unwrap();
+        let (store, replica) = (self.store.clone(), self.replica);
+        store.replica_beat(replica, &info).await.unwrap();
+        self.beats.spawn(async move {
+            loop {
+                tokio::time::sleep(REPLICA_SILENT / 5).await;
+                // The store is closed at the end of a test.
+                let _ = store.replica_beat(replica, &info).await;
+            }
+        });
+    }
+
+    /// To the others it looks as if this replica had died.
+    pub(super) async fn seem_dead(&mut self) {
+        self.beats.shutdown().await;
+        self.store.remove_replica(self.replica).await.unwrap();
     }
 
     /// Brings what was committed into force at this replica.

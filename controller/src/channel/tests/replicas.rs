@@ -13,8 +13,24 @@ use crate::{
         Hint, Live,
         testing::{Joined, bus},
     },
-    store::{StateNumbering, tests::kit::BASICS},
+    store::{
+        StateNumbering,
+        tests::kit::{BASICS, conformance},
+    },
 };
+
+conformance!(
+    an_appliance_that_reconnects_elsewhere_takes_its_channel_along,
+    a_replica_that_lost_the_channel_finds_out_by_what_it_writes,
+    a_clone_at_another_replica_is_refused_while_the_first_lives,
+    a_restart_takes_the_place_of_one_that_is_silent_or_whose_replica_died,
+    an_appliance_that_is_registered_anew_puts_the_old_one_out_everywhere,
+    sessions_are_granted_and_taken_over_across_three_replicas,
+    sessions_are_granted_and_taken_over_when_every_hint_is_lost,
+    a_replica_whose_resources_are_older_undoes_nothing,
+    a_replica_that_leaves_sends_everybody_to_another,
+    only_the_leader_ends_what_timed_out,
+);
 
 /// So many replicas, and their live layers.
 async fn replicas(number: usize, settings: ChannelSettings) -> (Vec<Controller>, Vec<Arc<Joined>>) {
@@ -42,7 +58,6 @@ async fn ended(appliance: &mut Appliance) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_appliance_that_reconnects_elsewhere_takes_its_channel_along() {
     let (all, _) = replicas(2, settings()).await;
     let [a, b] = &all[..] else { unreachable!() };
@@ -69,7 +84,6 @@ async fn an_appliance_that_reconnects_elsewhere_takes_its_channel_along() {
     stop(all).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_lost_the_channel_finds_out_by_what_it_writes() {
     let (all, lives) = replicas(2, settings()).await;
     let [a, b] = &all[..] else { unreachable!() };
@@ -93,7 +107,6 @@ async fn a_replica_that_lost_the_channel_finds_out_by_what_it_writes() {
     stop(all).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clone_at_another_replica_is_refused_while_the_first_lives() {
     let (all, _) = replicas(2, settings()).await;
     let [a, b] = &all[..] else { unreachable!() };
@@ -114,11 +127,10 @@ async fn a_clone_at_another_replica_is_refused_while_the_first_lives() {
     stop(all).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_takes_the_place_of_one_that_is_silent_or_whose_replica_died() {
     let settings = ChannelSettings { clone_patience: Duration::from_secs(2), ..settings() };
-    let (all, lives) = replicas(2, settings).await;
-    let [a, b] = &all[..] else { unreachable!() };
+    let (mut all, lives) = replicas(2, settings).await;
+    let [a, b] = &mut all[..] else { unreachable!() };
     let mut first = Appliance::enrol(a).await;
     first.take_state().await;
     // Its process was killed and started again; the old connection still stands, and nobody answers over it.
@@ -129,7 +141,7 @@ async fn a_restart_takes_the_place_of_one_that_is_silent_or_whose_replica_died()
     ended(&mut first).await;
     second.take_challenge().await;
     // Its replica is dead as far as the store knows: nobody is asked.
-    b.store.remove_replica(b.replica).await.unwrap();
+    b.seem_dead().await;
     let mut hints = lives[0].subscribe();
     let channel = a.dial(&second.key, Role::Appliance).await.unwrap();
     let mut third = second.copy(channel);
@@ -141,7 +153,6 @@ async fn a_restart_takes_the_place_of_one_that_is_silent_or_whose_replica_died()
     stop(all).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_appliance_that_is_registered_anew_puts_the_old_one_out_everywhere() {
     let (all, _) = replicas(2, settings()).await;
     let [a, b] = &all[..] else { unreachable!() };
@@ -184,17 +195,14 @@ async fn across(lossy: bool) {
     stop(all).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_are_granted_and_taken_over_across_three_replicas() {
     across(false).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_are_granted_and_taken_over_when_every_hint_is_lost() {
     across(true).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_whose_resources_are_older_undoes_nothing() {
     let (all, _) = replicas(2, settings()).await;
     let [a, b] = &all[..] else { unreachable!() };
@@ -227,7 +235,6 @@ async fn a_replica_whose_resources_are_older_undoes_nothing() {
     stop(all).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_leaves_sends_everybody_to_another() {
     let (mut all, _) = replicas(2, settings()).await;
     let (b, a) = (all.pop().unwrap(), all.pop().unwrap());
@@ -268,7 +275,6 @@ async fn a_replica_that_leaves_sends_everybody_to_another() {
     b.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_the_leader_ends_what_timed_out() {
     let settings = ChannelSettings {
         session_idle: Duration::from_millis(1),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::PgPoolOptions;
+use sqlx::{ConnectOptions as _, postgres::PgPoolOptions};
 
 use super::{Pool, PostgresOptions};
 
@@ -52,7 +52,9 @@ async fn pool(
         .connect()
         .application_name(name)
         .statement_cache_capacity(STATEMENTS)
-        .options(settings.iter().copied());
+        .options(settings.iter().copied())
+        // Operations are measured; their texts are long, and nobody's to read.
+        .disable_statement_logging();
     let pool = PgPoolOptions::new()
         .max_connections(most)
         .min_connections(0)

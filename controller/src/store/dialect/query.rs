@@ -24,7 +24,7 @@ const WORDS: [(&str, &str, &str); 4] = [
         "CAST(unixepoch('subsec') * 1000 AS INTEGER)",
         "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
     ),
-    // The position of this transaction's changes in what sweeps read, see `changed.rs`.
+    // The mark that this transaction leaves on servers that it changes, see `changed.rs`.
     (
         "{change}",
         "(SELECT value FROM counters WHERE name = 'changed')",
@@ -32,8 +32,11 @@ const WORDS: [(&str, &str, &str); 4] = [
     ),
 ];
 
-/// A value of a statement.
-#[derive(Clone, Debug)]
+/// Where a value goes, in a text that is put together at run time.
+const HOLE: char = '\u{1}';
+
+/// A value of a statement. It may be sensitive, and shows nowhere.
+#[derive(Clone)]
 pub(in crate::store) enum Value {
     Int(Option<i64>),
     Text(Option<String>),
@@ -103,7 +106,6 @@ impl Done {
 }
 
 /// A statement.
-#[derive(Debug)]
 #[must_use = "a statement does nothing until it is executed"]
 pub(in crate::store) struct Query {
     sql: SqlStr,
@@ -220,23 +222,36 @@ impl Query {
 
 /// The text in the words of an engine.
 fn spell(sql: SqlStr, engine: Engine) -> SqlStr {
-    if !sql.as_str().contains('{') {
+    if !sql.as_str().contains(['{', HOLE]) {
         return sql;
     }
-    let mut text = sql.as_str().to_owned();
+    let mut text = String::with_capacity(sql.as_str().len());
+    // SQLite looks for names of values one by one, which takes long where there are thousands: there they have none.
+    let mut values = 0;
+    for (i, piece) in sql.as_str().split(HOLE).enumerate() {
+        if i > 0 && engine == Engine::Sqlite {
+            text.push('?');
+        } else if i > 0 {
+            values += 1;
+            // Writing to a string cannot fail.
+            let _ = write!(text, "${values}");
+        }
+        text.push_str(piece);
+    }
     for (word, sqlite, postgres) in WORDS {
         let meaning = match engine {
             Engine::Sqlite => sqlite,
             Engine::Postgres => postgres,
         };
-        text = text.replace(word, meaning);
+        if text.contains(word) {
+            text = text.replace(word, meaning);
+        }
     }
-    // Words of constants were put into a text of this program.
+    // Words of constants, and places of values, were put into a text of this program.
     AssertSqlSafe(text).into_sql_str()
 }
 
 /// A statement that is put together at run time, of texts of this program and of values.
-#[derive(Debug)]
 pub(in crate::store) struct Builder {
     sql: String,
     values: Vec<Value>,
@@ -255,8 +270,7 @@ impl Builder {
 
     pub(in crate::store) fn push_bind(&mut self, value: impl Into<Value>) -> &mut Self {
         self.values.push(value.into());
-        // Writing to a string cannot fail.
-        let _ = write!(self.sql, "${}", self.values.len());
+        self.sql.push(HOLE);
         self
     }
 
@@ -328,12 +342,13 @@ mod tests {
         });
         builder.push(" RETURNING ").push_bind(true);
         let query = builder.build();
-        assert_eq!(query.sql.as_str(), "INSERT INTO t (a, b) VALUES ($1, $2), ($3, $4) RETURNING $5");
         assert_eq!(query.values.len(), 5);
-        let text = |engine| spell(SqlStr::from_static("SELECT 1 {lock}"), engine).as_str().to_owned();
-        assert_eq!(
-            (text(Engine::Sqlite).trim(), text(Engine::Postgres).as_str()),
-            ("SELECT 1", "SELECT 1 FOR UPDATE")
-        );
+        let text = |sql: &SqlStr, engine| spell(sql.clone(), engine).as_str().trim().to_owned();
+        let [sqlite, postgres] = [Engine::Sqlite, Engine::Postgres].map(|engine| text(&query.sql, engine));
+        assert_eq!(sqlite, "INSERT INTO t (a, b) VALUES (?, ?), (?, ?) RETURNING ?");
+        assert_eq!(postgres, "INSERT INTO t (a, b) VALUES ($1, $2), ($3, $4) RETURNING $5");
+        let locked = SqlStr::from_static("SELECT 1 {lock}");
+        assert_eq!(text(&locked, Engine::Sqlite), "SELECT 1");
+        assert_eq!(text(&locked, Engine::Postgres), "SELECT 1 FOR UPDATE");
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{fs::OpenOptions, os::unix::fs::OpenOptionsExt as _, path::Path, time::Duration};
 
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{
+    ConnectOptions as _,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
 
 use super::Pool;
 
@@ -28,7 +31,9 @@ pub(super) async fn open(path: &Path) -> Result<(Pool, Pool), sqlx::Error> {
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
         .busy_timeout(BUSY_TIMEOUT)
-        .statement_cache_capacity(STATEMENTS);
+        .statement_cache_capacity(STATEMENTS)
+        // Operations are measured; their texts are long, and nobody's to read.
+        .disable_statement_logging();
     let pool = |most: u32| {
         SqlitePoolOptions::new()
             .max_connections(most)

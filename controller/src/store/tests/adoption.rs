@@ -8,7 +8,7 @@ use horizon_model::{NetworkId, PublicKey};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::kit::{BASICS, Kit, at, conformance, device_info, puts, resources};
+use super::kit::{BASICS, Kit, at, conformance, device_info, puts, removal, resources};
 use crate::store::{Actor, Change, Guard};
 
 const MORE: &str = "[[resource]]\napiVersion = 'horizon.dev/v1alpha1'\nkind = 'VirtualNetwork'\nmetadata.name = 'games'\n\
@@ -185,6 +185,24 @@ async fn only_its_own_name_takes_an_identity_up() {
     assert_eq!(found[&fresh].to_string(), "Server default/berlin");
 }
 
+/// A token that was made for a server is good again with that server, and with no other of its name.
+async fn a_token_comes_back_with_its_server_alone() {
+    let kit = Kit::with_basics().await;
+    let (server, key) = (kit.server().await, kit.uid("RegistrationKey", "berlin-1").await);
+    let berlin = resources(BASICS).swap_remove(0);
+    let revoked = async || kit.store.registration_key_facts(key).await.unwrap().revoked_at.is_some();
+    kit.commit(&[removal("Server", "berlin")], at(1)).await;
+    assert!(revoked().await);
+    // Another of the name, removed and brought back itself.
+    let other = kit.commit(&[put(berlin.clone())], at(2)).await.assigned[0].uid;
+    kit.commit(&[removal("Server", "berlin")], at(3)).await;
+    assert_eq!(kit.commit(&[put(claiming(&berlin, other))], at(4)).await.assigned[0].uid, other);
+    assert!(revoked().await);
+    kit.commit(&[removal("Server", "berlin")], at(5)).await;
+    assert_eq!(kit.commit(&[put(claiming(&berlin, server))], at(6)).await.assigned[0].uid, server.0);
+    assert!(!revoked().await);
+}
+
 /// A network keeps its number, unless it was given to another meanwhile.
 async fn a_network_comes_back_with_its_number_if_it_can() {
     let kit = Kit::new().await;
@@ -220,6 +238,7 @@ conformance!(
     what_was_decided_meanwhile_holds,
     a_key_waits_for_its_user,
     only_its_own_name_takes_an_identity_up,
+    a_token_comes_back_with_its_server_alone,
     a_network_comes_back_with_its_number_if_it_can,
     keys_of_appliances_are_listed,
 );

@@ -56,21 +56,13 @@ async fn what_was_applied_is_noted_when_it_is_news() {
     let facts = kit.store.server_facts(server).await.unwrap();
     assert_eq!((facts.state_generation, facts.applied_generation), (1, 1));
     assert_eq!(facts.problems, [problem]);
-    let run = horizon_model::Incarnation(uuid::Uuid::from_u128(7));
-    kit.store
-        .note_attached(server, lease, "203.0.113.4".parse().unwrap(), "0.2.0", run, at(9))
-        .await
-        .unwrap();
+    let lease = kit.attach(server).await.lease;
     assert!(kit.store.note_unreachable(server, lease, Some("closed")).await.unwrap());
     assert!(!kit.store.note_unreachable(server, lease, Some("closed")).await.unwrap());
     let facts = kit.store.server_facts(server).await.unwrap();
     assert_eq!(facts.public_address, Some("203.0.113.4".parse().unwrap()));
     assert_eq!((facts.version.as_deref(), facts.unreachable.as_deref()), (Some("0.2.0"), Some("closed")));
     assert!(kit.store.note_unreachable(server, lease, None).await.unwrap());
-    let more = [horizon_model::Capability::Relay];
-    assert!(kit.store.note_capabilities(server, lease, &more, at(10)).await.unwrap());
-    assert!(!kit.store.note_capabilities(server, lease, &more, at(11)).await.unwrap());
-    assert_eq!(kit.store.server(server).await.unwrap().unwrap().capabilities, more);
 }
 
 async fn nothing_known_is_no_error() {

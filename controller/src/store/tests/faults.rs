@@ -280,6 +280,13 @@ async fn transactions_in_each_others_way_are_done_again() {
             let registry = store.inner.metrics.registry();
             let text = crate::metrics::render(&registry);
             assert!(text.contains("store_retries_total{name=\"test\"} 1"), "{text}");
+            for figure in [
+                "store_connections{name=\"busy\"}",
+                "store_connections{name=\"idle\"}",
+                "store_wait_seconds_count",
+            ] {
+                assert!(text.contains(figure), "{figure}");
+            }
         })
         .await;
 }

@@ -13,8 +13,8 @@ use uuid::Uuid;
 use crate::{
     metrics::Metrics,
     store::{
-        Actor, Assigned, Change, ChannelLease, Committed, EnvelopeKey, Guard, RegisterRequest,
-        RegisteredServer, ReplicaId, Store,
+        Actor, Answered, AppliedState, Assigned, AttachedServer, Attachment, ChallengeId, Change,
+        ChannelLease, Committed, EnvelopeKey, Guard, RegisterRequest, RegisteredServer, ReplicaId, Store,
     },
 };
 
@@ -188,6 +188,43 @@ impl Kit {
             .await
             .unwrap()
             .expect("nobody else takes it")
+    }
+
+    /// Has the appliance of a server attach, in the place of whoever has its channel.
+    pub(crate) async fn attach(&self, server: ServerId) -> AttachedServer {
+        let holder = self.store.channel_of(server).await.unwrap().map(|holder| holder.lease);
+        let record = self.store.server(server).await.unwrap().unwrap();
+        let attachment = Attachment {
+            server,
+            replica: REPLICA,
+            incarnation: Incarnation(Uuid::from_u128(7)),
+            expected: holder,
+            key: record.public_key.unwrap(),
+            address: "203.0.113.4".parse().unwrap(),
+            version: "0.2.0".into(),
+            capabilities: record.capabilities,
+            held: AppliedState {
+                epoch: 1,
+                generation: record.applied_generation,
+                digest: record.applied_digest,
+                problems: record.problems,
+                addresses: record.addresses,
+            },
+        };
+        self.store.attach(&attachment, at(0)).await.unwrap().expect("nobody else takes it")
+    }
+
+    /// Has the appliance answer a challenge.
+    pub(crate) async fn answer(
+        &self,
+        attached: &AttachedServer,
+        server: ServerId,
+        right: bool,
+        time: i64,
+    ) -> bool {
+        let challenge = ChallengeId(Uuid::now_v7());
+        let answered = Answered { challenge, asked: at(time - 1), right, tolerated: 2 };
+        self.store.note_challenge(server, attached.lease, &answered, at(time)).await.unwrap()
     }
 
     /// The personal key of the basics, with its secret.

@@ -5,7 +5,10 @@ use horizon_model::{Capability, PublicKey, Secret};
 use horizon_wire::proto::Metrics;
 
 use super::kit::{Kit, at, conformance, factors, request};
-use crate::store::{Beat, Heartbeats, IdentityOutcome, IssueError, RegisterError, ServerRecord, StoreError};
+use crate::store::{
+    Answered, Beat, ChallengeId, Heartbeats, IdentityOutcome, IssueError, RegisterError, ServerRecord,
+    StoreError,
+};
 
 const KEY: PublicKey = PublicKey([5; 32]);
 const OTHER: PublicKey = PublicKey([6; 32]);
@@ -127,8 +130,6 @@ async fn secrets_move_on_with_durable_beats() {
     let (one, two) = tokio::join!(beats.submit(beat(1, 11)), beats.submit(beat(2, 12)));
     one.unwrap();
     two.unwrap();
-    let (current, previous) = kit.store.server_secrets(registered.server).await.unwrap().unwrap();
-    assert_eq!((current.expose(), previous.unwrap().expose()), (&[12; 32], &[11; 32]));
     assert_eq!(record(&kit).await.last_heartbeat, Some(at(12)));
     let history = kit.store.list_beats(registered.server, 10).await.unwrap();
     assert_eq!((history.len(), history[0].counter, history[0].active_sessions), (2, 2, 2));
@@ -138,23 +139,23 @@ async fn secrets_move_on_with_durable_beats() {
     assert!(matches!(beats.submit(late).await, Err(StoreError::Replaced)));
     assert_eq!(kit.store.list_beats(registered.server, 10).await.unwrap().len(), 2);
     // Whoever lost the channel writes no beats.
-    kit.lease(registered.server).await;
+    let attached = kit.attach(registered.server).await;
+    assert_eq!(attached.secret.expose(), &[12; 32]);
+    assert_eq!(attached.previous.unwrap().expose(), &[11; 32]);
     assert!(matches!(beats.submit(beat(4, 14)).await, Err(StoreError::LostChannel)));
-    let (current, _) = kit.store.server_secrets(registered.server).await.unwrap().unwrap();
-    assert_eq!(current.expose(), &[12; 32]);
-    assert!(
-        kit.store.server_secrets(horizon_model::ServerId(uuid::Uuid::from_u128(1))).await.unwrap().is_none()
-    );
+    assert_eq!(kit.attach(registered.server).await.secret.expose(), &[12; 32]);
 }
 
 async fn challenges_count_once() {
     let kit = Kit::with_basics().await;
     let server = kit.register(KEY).await.server;
-    let lease = kit.lease(server).await;
-    let challenge = kit.store.put_challenge(server, at(2)).await.unwrap();
-    assert!(kit.store.answer_challenge(server, lease, challenge, true, 1, at(3)).await.unwrap());
+    let attached = kit.attach(server).await;
+    let challenge = ChallengeId(uuid::Uuid::from_u128(1));
+    let right = Answered { challenge, asked: at(2), right: true, tolerated: 2 };
+    assert!(kit.store.note_challenge(server, attached.lease, &right, at(3)).await.unwrap());
+    let wrong = Answered { right: false, ..right };
     assert!(
-        !kit.store.answer_challenge(server, lease, challenge, false, 2, at(4)).await.unwrap(),
+        !kit.store.note_challenge(server, attached.lease, &wrong, at(4)).await.unwrap(),
         "it was answered"
     );
     let facts = record(&kit).await;
@@ -162,15 +163,13 @@ async fn challenges_count_once() {
         (facts.verified, facts.last_verified, facts.requires_verification),
         (Some(true), Some(at(3)), false)
     );
-    let challenge = kit.store.put_challenge(server, at(5)).await.unwrap();
-    assert!(kit.store.answer_challenge(server, lease, challenge, false, 2, at(6)).await.unwrap());
+    assert!(kit.answer(&attached, server, false, 6).await);
     let facts = record(&kit).await;
     assert_eq!((facts.verified, facts.requires_verification), (Some(false), true));
     assert_eq!(facts.pending_digest, facts.identity_digest);
     let events = async || kit.store.list_security_events(&Default::default()).await.unwrap().len();
     assert_eq!(events().await, 0, "one failure is tolerated");
-    let challenge = kit.store.put_challenge(server, at(7)).await.unwrap();
-    assert!(kit.store.answer_challenge(server, lease, challenge, false, 2, at(8)).await.unwrap());
+    assert!(kit.answer(&attached, server, false, 8).await);
     assert_eq!(events().await, 1);
 }
 
@@ -194,7 +193,9 @@ async fn a_changed_machine_waits_for_the_approval_of_its_digest() {
     assert_eq!(changes.len(), 2);
     let facts = record(&kit).await;
     assert_eq!((facts.pending_digest, facts.requires_verification), (Some(digest), true));
-    assert_eq!(kit.store.current_factors(server).await.unwrap().len(), 3);
+    let attached = kit.attach(server).await;
+    assert_eq!((attached.factors.len(), attached.reissued), (3, false));
+    let lease = attached.lease;
 
     let approve = |name: &str, digest: [u8; 32]| {
         format!(
@@ -206,7 +207,6 @@ async fn a_changed_machine_waits_for_the_approval_of_its_digest() {
     let wrong = kit.put(&approve("wrong", [0; 32])).await[0].uid;
     assert!(record(&kit).await.requires_verification, "another digest approves nothing");
     assert_eq!(kit.store.decision_facts(wrong).await.unwrap().effective_at, None);
-    assert!(kit.store.reissue_secret(server, lease).await.unwrap().is_none());
     let right = kit.put(&approve("right", digest)).await[0].uid;
     let facts = record(&kit).await;
     assert_eq!(
@@ -216,12 +216,14 @@ async fn a_changed_machine_waits_for_the_approval_of_its_digest() {
     assert!(kit.store.decision_facts(right).await.unwrap().effective_at.is_some());
     assert_eq!(kit.store.observe_factors(server, lease, &much, at(5)).await.unwrap(), IdentityOutcome::Same);
     // A new secret is due until the appliance has proved that it has it.
-    let secret = kit.store.reissue_secret(server, lease).await.unwrap().unwrap();
-    assert_eq!(kit.store.server_secrets(server).await.unwrap().unwrap().0.expose(), secret.expose());
-    assert!(kit.store.reissue_secret(server, lease).await.unwrap().is_some());
-    let challenge = kit.store.put_challenge(server, at(6)).await.unwrap();
-    kit.store.answer_challenge(server, lease, challenge, true, 1, at(7)).await.unwrap();
-    assert!(kit.store.reissue_secret(server, lease).await.unwrap().is_none());
+    let (first, second) = (kit.attach(server).await, kit.attach(server).await);
+    assert!(first.reissued && second.reissued);
+    assert_ne!(first.secret.expose(), second.secret.expose());
+    assert_eq!(second.previous.as_ref().unwrap().expose(), first.secret.expose());
+    kit.answer(&second, server, true, 7).await;
+    let proved = kit.attach(server).await;
+    assert_eq!((proved.reissued, proved.secret.expose()), (false, second.secret.expose()));
+    let lease = proved.lease;
     // The digest that waits is approved while the machine reports the old factors again.
     let third = factors(&[("board", "1"), ("cpu", "2"), ("disk/0", "3")]);
     let IdentityOutcome::Pending { digest, .. } =

@@ -244,8 +244,8 @@ async fn on_sqlite_there_is_nobody_to_tell() {
 async fn old_rows_go_on_sqlite_too() {
     let kit = Kit::with_basics().await;
     let server = kit.register(PublicKey([1; 32])).await.server;
-    let lease = kit.lease(server).await;
-    kit.store.put_challenge(server, at(0)).await.unwrap();
+    let attached = kit.attach(server).await;
+    assert!(kit.answer(&attached, server, true, 1).await);
     let audit = kit.store.list_audit(100).await.unwrap().len();
     assert_eq!(kit.store.maintain(at(10), &Retention::default()).await.unwrap().deleted, 0);
     let year = at(0).checked_add(SignedDuration::from_hours(24 * 500)).unwrap();
@@ -253,7 +253,10 @@ async fn old_rows_go_on_sqlite_too() {
     assert_eq!(done.deleted, audit as u64 + 1);
     assert!(kit.store.list_audit(100).await.unwrap().is_empty());
     let usage: [SessionUsage; 0] = [];
-    assert_eq!(kit.store.note_usage(server, lease, &usage, at(0)).await.unwrap(), Default::default());
+    assert_eq!(
+        kit.store.note_usage(server, attached.lease, &usage, at(0)).await.unwrap(),
+        Default::default()
+    );
 }
 
 #[test]

@@ -252,6 +252,9 @@ pub struct Attached {
     /// the appliance's address as the controller sees it
     #[prost(string, tag = "3")]
     pub public_address: ::prost::alloc::string::String,
+    /// After how long without a packet from the controller the appliance asks for one: an empty message. 0: not at all.
+    #[prost(uint32, tag = "4")]
+    pub ping_seconds: u32,
 }
 /// Asks for the whole state: the delta did not fit.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

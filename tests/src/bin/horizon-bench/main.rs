@@ -6,6 +6,7 @@ mod fleet;
 mod idle;
 mod kubernetes;
 mod start;
+mod store;
 mod throughput;
 
 use std::io::Write;
@@ -42,6 +43,8 @@ enum Benchmark {
     Throughput,
     /// Memory and processor use at rest.
     Idle,
+    /// The store on SQLite and on Postgres, beside what the engines do when asked plainly.
+    Store,
     /// An organisation in a Kubernetes API server: a controller's start, and the way of a change.
     Kubernetes,
     /// Many appliances: at rest, and how they come back.
@@ -56,6 +59,7 @@ impl Benchmark {
             Self::Connect => "connect",
             Self::Throughput => "throughput",
             Self::Idle => "idle",
+            Self::Store => "store",
             Self::Kubernetes => "kubernetes",
             Self::Fleet => "fleet",
         }
@@ -90,6 +94,7 @@ fn main() -> Result<()> {
             Benchmark::Connect => connect::measure(&bench, &mut report),
             Benchmark::Throughput => throughput::measure(&bench, &mut report),
             Benchmark::Idle => idle::measure(&bench, &mut report),
+            Benchmark::Store => store::measure(&bench, &mut report),
             Benchmark::Kubernetes => kubernetes::measure(&bench, &mut report),
             Benchmark::Fleet => fleet::measure(&bench, &mut report),
         };

@@ -134,6 +134,20 @@ impl Replica {
         Self { id, live, metrics, shelf: shelf.cloned() }
     }
 
+    /// One on a database that is there already.
+    pub(super) fn on(database: impl Database) -> Self {
+        let id = ReplicaId(Uuid::new_v4());
+        let metrics = Metrics::default();
+        let live = Shared::start(SharedOptions {
+            replica: id,
+            database: Some(Arc::new(database)),
+            redis: None,
+            prefix: String::new(),
+            metrics: metrics.clone(),
+        });
+        Self { id, live, metrics, shelf: None }
+    }
+
     /// A server connects here.
     pub(super) fn attach(&self, server: ServerId, lease: i64) {
         let (now, incarnation, lease) =

@@ -1,6 +1,7 @@
 mod faults;
 mod keys;
 mod kit;
+mod postgres;
 mod shapes;
 
 use std::{sync::Arc, time::Duration};
