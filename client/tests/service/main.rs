@@ -327,3 +327,24 @@ fn bad_lines_get_an_answer_and_harm_nobody() {
         assert_eq!(bench.horizon(&["status"]).code, 0);
     });
 }
+
+#[test]
+fn a_session_goes_on_when_its_device_is_asked_to_use_another_replica() {
+    inside("a_session_goes_on_when_its_device_is_asked_to_use_another_replica", || {
+        let organisation = Organisation::start(full_tunnel());
+        let bench = Bench::new();
+        let _service = bench.service(&[]);
+        assert_eq!(bench.horizon_with(&["key", "add"], &organisation.key()).code, 0);
+        assert_eq!(bench.horizon(&["connect", "paris-1"]).code, 0);
+        let first = bench.status().session.unwrap().id;
+        let channels = organisation.channels();
+        organisation.send_elsewhere();
+        eventually("another channel", || {
+            organisation.channels() > channels
+                && bench.status().controller.state == ControllerState::Connected
+        });
+        bench.eventually_connected();
+        assert_eq!(bench.status().session.unwrap().id, first);
+        assert_eq!(organisation.sessions().len(), 1);
+    });
+}

@@ -155,6 +155,20 @@ impl Organisation {
         }
     }
 
+    /// How many channels there were so far.
+    pub(crate) fn channels(&self) -> usize {
+        self.shared.state.lock().unwrap().push.len()
+    }
+
+    /// Asks every device to use another replica: one that is not there, or this again.
+    pub(crate) fn send_elsewhere(&self) {
+        let addresses = vec!["127.0.0.1:1".to_owned(), self.address.to_string()];
+        for push in &self.shared.state.lock().unwrap().push {
+            // Channels of before are gone.
+            let _ = push.try_send(From::GoElsewhere(proto::GoElsewhere { addresses: addresses.clone() }));
+        }
+    }
+
     /// The server forgets every session, and the next names other resolvers.
     pub(crate) fn regrant(&self, dns: Vec<&'static str>) {
         let mut state = self.shared.state.lock().unwrap();

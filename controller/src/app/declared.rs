@@ -36,6 +36,10 @@ impl Declared {
         if declared.before.as_ref() != Some(&json!(name(kind))) {
             if let Some(before) = &declared.before {
                 tracing::info!(%before, now = name(kind), "resources are declared in another place from now on");
+                // Who led there was elected there, and may have died without giving it up: that election ends nothing here.
+                let nobody = ReplicaId::random();
+                store.take_leadership(nobody, "", now).await?;
+                store.release_lease(nobody).await?;
             }
             store.put_note(NOTE, Some(&json!(name(kind))), now, None).await?;
         }
@@ -75,7 +79,7 @@ impl Declared {
 #[cfg(test)]
 mod tests {
     use crate::store::{
-        ReplicaInfo,
+        LeaseOutcome, ReplicaInfo,
         tests::{
             kit::{Kit, at},
             place::{ENGINE, On},
@@ -105,7 +109,11 @@ mod tests {
         let refused = by(Kubernetes).await.err().unwrap().to_string();
         assert!(refused.contains("replica 'one'") && refused.contains("files"), "{refused}");
         kit.store.remove_replica(one).await.unwrap();
+        let epoch = kit.store.take_leadership(one, "one", at(0)).await.unwrap();
         let third = by(Kubernetes).await.unwrap();
+        // Who led with the one before was elected elsewhere, and never gave it up.
+        let outcome = kit.store.try_lease(two, "two", std::time::Duration::from_secs(3)).await.unwrap();
+        assert!(matches!(outcome, LeaseOutcome::Held(newer) if newer > epoch), "{outcome:?}");
         beat(&kit, two).await;
         third.confirm(&kit.store, two).await.unwrap();
         // Who started with the one before in the same moment is found out.

@@ -384,6 +384,12 @@ mod tests {
         let Command::Run(settings) = cli.command else { panic!() };
         assert_eq!(settings.advertise.unwrap().len(), 2);
 
+        let cli = Cli::try_parse_from(["x", "describe", "session", "0198f3"]).unwrap();
+        assert!(matches!(cli.command, Command::Describe { kind: Described::Session, .. }));
+        let cli = Cli::try_parse_from(["x", "describe", "srv", "home"]).unwrap();
+        let server = Described::Kind(KindName::Server);
+        assert!(matches!(cli.command, Command::Describe { kind, .. } if kind == server));
+
         let cli =
             Cli::try_parse_from(["x", "init", "d", "--advertise", "a", "b", "--with-appliance"]).unwrap();
         let Command::Init(args) = cli.command else { panic!() };

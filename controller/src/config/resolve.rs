@@ -156,7 +156,7 @@ impl Config {
                 takeover_grace: span(settings.takeover_grace, secs(90)),
             },
             limits: Limits {
-                connections: settings.max_connections.unwrap_or(20_000),
+                connections: settings.max_connections.unwrap_or(120_000),
                 handshakes: settings.max_handshakes.unwrap_or(256),
                 messages_per_second: settings.max_messages_per_second.unwrap_or(100),
             },

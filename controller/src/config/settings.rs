@@ -144,7 +144,7 @@ settings! {
     /// How long an appliance must be gone before a session on it can be taken over without its word.
     takeover_grace: TimeSpan = r#""90s""#, "HORIZON_TAKEOVER_GRACE";
     /// The most control channels at once.
-    max_connections: u32 = "20000", "HORIZON_MAX_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..=1_000_000);
+    max_connections: u32 = "120000", "HORIZON_MAX_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..=1_000_000);
     /// The most handshakes in progress at once; further ones wait for their turn.
     max_handshakes: u32 = "256", "HORIZON_MAX_HANDSHAKES", value_parser = clap::value_parser!(u32).range(1..=100_000);
     /// The most messages per second from one appliance or client; twice as many may come at once.

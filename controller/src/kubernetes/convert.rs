@@ -112,18 +112,19 @@ mod tests {
     }
 
     fn ana(spec: Value) -> Value {
-        json!({
+        let mut object = json!({
             "apiVersion": API_VERSION, "kind": "User",
             "metadata": {
                 "name": "ana", "namespace": "people", "uid": "7f1f6c52-7c49-4d2e-8f6d-0c6f6f5f0001", "generation": 3,
                 "resourceVersion": "41", "annotations": { "horizon.dev/changed-by": "alice", "example.org/a": "b" },
                 "managedFields": [{ "manager": "kubectl", "operation": "Apply", "fieldsV1": {} }],
             },
-            "spec": spec,
             "status": { "conditions": [
                 { "type": "Accepted", "status": "False", "lastTransitionTime": "2026-01-02T03:04:05Z" },
             ] },
-        })
+        });
+        object["spec"] = spec;
+        object
     }
 
     #[test]

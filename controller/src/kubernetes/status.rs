@@ -43,6 +43,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
 const NEWS_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest wait before another attempt.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// For how long a leader may be unsure that it leads before what waits is left to another. One that comes back after longer
+/// is told everything anew.
+const DOUBT: Duration = Duration::from_secs(10);
 /// What is left of a status that does not fit.
 const ESSENTIALS: [&str; 3] = ["phase", "observedGeneration", "conditions"];
 
@@ -127,7 +130,7 @@ impl Statuses {
                 } else {
                     self.refusals().entry(key.clone()).or_default();
                 }
-                let urgent = before.is_some();
+                let urgent = before.is_some_and(|before| before != status);
                 self.put(key, object, &status.observing(object.generation), urgent);
             }
             Shown::Rejected { problems } => {
@@ -182,12 +185,15 @@ async fn work(inner: Arc<Inner>, budget: StatusBudget) {
     let mut writes = JoinSet::new();
     loop {
         let (key, waiting) = inner.queue.next().await;
+        bucket.take().await;
         if !(inner.leads)() {
-            // Who leads writes them.
-            inner.queue.clear();
+            inner.queue.put_back(key, waiting, Instant::now());
+            if !inner.leads_soon().await {
+                // Who leads writes them.
+                inner.queue.clear();
+            }
             continue;
         }
-        bucket.take().await;
         // The semaphore is never closed.
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
         let inner = inner.clone();
@@ -196,6 +202,20 @@ async fn work(inner: Arc<Inner>, budget: StatusBudget) {
             drop(slot);
         });
         while writes.try_join_next().is_some() {}
+    }
+}
+
+impl Inner {
+    /// Whether this replica leads, or does again after a moment in which it could not be sure.
+    async fn leads_soon(&self) -> bool {
+        let end = Instant::now() + DOUBT;
+        while !(self.leads)() {
+            if Instant::now() >= end {
+                return false;
+            }
+            tokio::time::sleep(DOUBT / 100).await;
+        }
+        true
     }
 }
 
@@ -234,7 +254,7 @@ impl Inner {
         let news = self.objects.changed();
         // The last moment at which it can be known that nobody else leads.
         if !(self.leads)() {
-            return Outcome::Done("dropped");
+            return Outcome::Again(Duration::ZERO);
         }
         let error = match timeout(WRITE_TIMEOUT, self.send(key, &entry, &waiting.status)).await {
             Ok(Ok(object)) => {

@@ -71,11 +71,17 @@ impl Campaign {
         }
         self.follow(None);
         // Nobody is harmed when it stays: it ends by itself.
-        match timeout(RELEASE_PATIENCE, self.elector.release()).await {
+        match timeout(RELEASE_PATIENCE, self.give_up()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the lease of leadership could not be given up"),
             Err(_) => tracing::warn!("the lease of leadership could not be given up in time"),
         }
+    }
+
+    /// Gives up the lease, and the leadership that the database knows: who is elected elsewhere has both.
+    async fn give_up(&mut self) -> Result<(), ElectError> {
+        self.elector.release().await?;
+        self.store.release_lease(self.replica).await.map_err(ElectError::new)
     }
 
     async fn ask(&mut self, election: &mut Election, epoch: &mut Option<LeaderEpoch>) {

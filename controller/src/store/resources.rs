@@ -205,6 +205,8 @@ impl Store {
         guard: Guard,
     ) -> Result<Committed, CommitError> {
         let _timed = self.timed("commit_resources");
+        // As it will be read: the database keeps milliseconds.
+        let now = Timestamp::from_millisecond(millis(now)).unwrap_or(now);
         self.retried("commit_resources", || self.commit_once(changes, actor, now, guard)).await
     }
 

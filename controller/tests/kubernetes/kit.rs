@@ -51,7 +51,8 @@ pub(crate) fn id(kind: KindName, namespace: &str, name: &str) -> ResourceId {
 }
 
 pub(crate) fn document(kind: KindName, name: &str, spec: Value) -> DynamicObject {
-    DynamicObject::new(name, &resource(kind)).data(json!({ "spec": spec }))
+    let data = serde_json::Map::from_iter([("spec".to_owned(), spec)]);
+    DynamicObject::new(name, &resource(kind)).data(data.into())
 }
 
 pub(crate) async fn create(

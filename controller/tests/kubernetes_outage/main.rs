@@ -1,6 +1,7 @@
 //! What happens to an API server as a whole: restarts, lost history, definitions that are missing, older or looser, and
 //! namespaces that end. Its API server is its own, and the tests take turns with it. It lists no objects by watch, as
 //! older ones do not.
+#![expect(clippy::unwrap_used, reason = "a test that finds nothing fails")]
 
 #[path = "../kubernetes/kit.rs"]
 mod kit;

@@ -25,7 +25,7 @@ pub fn from_object(file: &Arc<str>, mut object: Value) -> Parsed {
             document.insert(key.to_owned(), value.take());
         }
     }
-    document.insert("metadata".to_owned(), metadata(object.get_mut("metadata")));
+    document.insert("metadata".to_owned(), metadata(object.get_mut("metadata").map(Value::take)));
     let mut reader = Reader::new(file.clone());
     reader.document(&Node::from_json(&Value::Object(document), 0));
     let mut parsed = reader.finish();
@@ -36,16 +36,16 @@ pub fn from_object(file: &Arc<str>, mut object: Value) -> Parsed {
     parsed
 }
 
-fn metadata(object: Option<&mut Value>) -> Value {
+fn metadata(object: Option<Value>) -> Value {
     let mut metadata = Map::new();
-    let Some(Value::Object(fields)) = object else { return Value::Object(metadata) };
+    let Some(Value::Object(mut fields)) = object else { return Value::Object(metadata) };
     for key in ["name", "namespace", "labels"] {
-        if let Some(value) = fields.get_mut(key) {
-            metadata.insert(key.to_owned(), value.take());
+        if let Some(value) = fields.remove(key) {
+            metadata.insert(key.to_owned(), value);
         }
     }
-    if let Some(Value::Object(annotations)) = fields.get_mut("annotations") {
-        let kept = std::mem::take(annotations).into_iter().filter(|(key, value)| is_declared(key, value));
+    if let Some(Value::Object(annotations)) = fields.remove("annotations") {
+        let kept = annotations.into_iter().filter(|(key, value)| is_declared(key, value));
         metadata.insert("annotations".to_owned(), Value::Object(kept.take(Metadata::MAX_ENTRIES).collect()));
     }
     Value::Object(metadata)
@@ -118,9 +118,12 @@ mod tests {
     #[test]
     fn whatever_an_object_is_it_is_answered() {
         let deep = (0..100).fold(json!(1), |inner, _| json!([inner]));
-        for object in
-            [json!(null), json!([]), json!({ "metadata": 3, "spec": deep }), json!({ "metadata": { "name": {} } })]
-        {
+        for object in [
+            json!(null),
+            json!([]),
+            json!({ "metadata": 3, "spec": deep }),
+            json!({ "metadata": { "name": {} } }),
+        ] {
             assert!(!read(object).problems.is_empty());
         }
     }

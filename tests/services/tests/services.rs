@@ -1,5 +1,5 @@
 //! What everybody who uses the fixtures takes for granted.
-#![allow(clippy::unwrap_used)] // as in all tests
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 use std::time::{Duration, Instant};
 

@@ -35,7 +35,7 @@ conformance!(
 /// So many replicas, and their live layers.
 async fn replicas(number: usize, settings: ChannelSettings) -> (Vec<Controller>, Vec<Arc<Joined>>) {
     let lives = bus(number, false);
-    let all = lives.iter().map(|live| -> Arc<dyn Live> { live.clone() }).collect();
+    let all = lives.iter().map(|live| Arc::clone(live) as Arc<dyn Live>).collect();
     (Controller::replicas(BASICS, settings, all).await, lives)
 }
 
@@ -257,7 +257,7 @@ async fn a_replica_that_leaves_sends_everybody_to_another() {
                 other => panic!("unexpected {other:?}"),
             }
         };
-        assert_eq!(told, [there.clone()]);
+        assert_eq!(told, std::slice::from_ref(&there));
         appliance.channel.requests.close("going");
         match soon(device.channel.inbox.recv()).await {
             Some(Said::GoElsewhere(go)) => assert_eq!(go.addresses, [there]),
@@ -265,7 +265,7 @@ async fn a_replica_that_leaves_sends_everybody_to_another() {
         }
         device.channel.requests.close("going");
     };
-    let (b, ()) = soon(async { tokio::join!(leave, go) }).await;
+    let (b, ()) = soon(Box::pin(async { tokio::join!(leave, go) })).await;
     assert!(b.store.channel_of(server).await.unwrap().is_none(), "it was given back");
     appliance.reconnect(&b).await.unwrap();
     appliance.take_challenge().await;

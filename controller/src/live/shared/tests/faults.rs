@@ -53,7 +53,7 @@ impl Pair {
         .await;
         // Devices are known to the database from here on.
         until("the database knows", || self.shelf.devices().contains(&(device(50), self.a.id))).await;
-        together_then_leave(&self.a, &self.b, 0).await;
+        Box::pin(together_then_leave(&self.a, &self.b, 0)).await;
         self.nothing_is_lost();
         heal(&self.redis);
         self.a.hears("redis").await;
@@ -64,7 +64,7 @@ impl Pair {
         .await;
         until("nobody is deaf", || !self.a.live.inner.bus.anybody_deaf()).await;
         let before = self.shelf.notified();
-        together_then_leave(&self.a, &self.b, 1).await;
+        Box::pin(together_then_leave(&self.a, &self.b, 1)).await;
         self.nothing_is_lost();
         assert!(self.shelf.notified() <= before + 2, "the database is not bothered any more");
     }
@@ -73,7 +73,7 @@ impl Pair {
 async fn together_then_leave(a: &Replica, b: &Replica, round: u8) {
     let others = [server(50), server(51)];
     others.iter().for_each(|server| assert!(a.sees(*server) && b.sees(*server)));
-    together(a, b, round).await;
+    Box::pin(together(a, b, round)).await;
     b.detach(server(2), 3 + 10 * i64::from(round));
     until("it is gone", || !a.sees(server(2))).await;
 }

@@ -111,9 +111,9 @@ async fn replicas_work_together_over_redis() {
     let (a, b) = (start(), start());
     a.hears("redis").await;
     b.hears("redis").await;
-    together(&a, &b, 0).await;
+    Box::pin(together(&a, &b, 0)).await;
     let c = start();
-    ends(a, b, c).await;
+    Box::pin(ends(a, b, c)).await;
 }
 
 #[tokio::test]
@@ -123,9 +123,9 @@ async fn replicas_work_together_over_the_database() {
     let (a, b) = (start(), start());
     a.hears("database").await;
     b.hears("database").await;
-    together(&a, &b, 0).await;
+    Box::pin(together(&a, &b, 0)).await;
     let c = start();
-    ends(a, b, c).await;
+    Box::pin(ends(a, b, c)).await;
 }
 
 /// Who hears Redis and who does not still hear each other.
@@ -140,9 +140,9 @@ async fn one_that_is_cut_off_from_redis_hears_the_others() {
     a.hears("redis").await;
     b.hears("database").await;
     until("one is known to be deaf", || a.live.inner.bus.anybody_deaf()).await;
-    together(&a, &b, 0).await;
+    Box::pin(together(&a, &b, 0)).await;
     let c = Replica::start(Some(&url), &prefix, Some(&shelf));
-    ends(a, b, c).await;
+    Box::pin(ends(a, b, c)).await;
 }
 
 #[tokio::test]

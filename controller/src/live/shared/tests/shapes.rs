@@ -19,10 +19,10 @@ async fn a_password_and_tls() {
     let (a, b) = (start(), start());
     a.hears("redis").await;
     b.hears("redis").await;
-    together(&a, &b, 0).await;
+    Box::pin(together(&a, &b, 0)).await;
     assert!(!a.live.bus_health().unwrap().text.contains(PASSWORD));
     let c = start();
-    ends(a, b, c).await;
+    Box::pin(ends(a, b, c)).await;
 }
 
 /// An authority nobody told of, and another password: neither is used, both are told without the password.
@@ -53,7 +53,7 @@ async fn sentinels_and_a_failover() {
     let (a, b) = (start(), start());
     a.hears("redis").await;
     b.hears("redis").await;
-    together(&a, &b, 0).await;
+    Box::pin(together(&a, &b, 0)).await;
     // The primary is gone: first the database carries on, then the replica that became the primary does.
     redis.kill(0).unwrap();
     a.hears("database").await;
@@ -63,9 +63,9 @@ async fn sentinels_and_a_failover() {
     redis.revive(0).unwrap();
     b.detach(super::server(2), 3);
     until("it is gone", || !a.sees(super::server(2))).await;
-    together(&a, &b, 1).await;
+    Box::pin(together(&a, &b, 1)).await;
     let c = start();
-    ends(a, b, c).await;
+    Box::pin(ends(a, b, c)).await;
 }
 
 #[tokio::test]
@@ -80,7 +80,7 @@ async fn a_cluster() {
     let (a, b) = (start(), start());
     a.hears("redis").await;
     b.hears("redis").await;
-    together(&a, &b, 0).await;
+    Box::pin(together(&a, &b, 0)).await;
     let c = start();
-    ends(a, b, c).await;
+    Box::pin(ends(a, b, c)).await;
 }
