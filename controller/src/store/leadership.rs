@@ -44,6 +44,8 @@ impl Store {
     ) -> Result<LeaderEpoch, StoreError> {
         self.repeatable("take_leadership", || async {
             let mut tx = self.begin().await?;
+            // What the leader before has begun ends first.
+            query("SELECT epoch FROM leadership WHERE singleton = 1 {lock}").fetch_one(&mut *tx).await?;
             let row = query(
                 "UPDATE leadership SET epoch = epoch + 1, replica_id = $1, replica_name = $2, since = $3, \
                  held_until = NULL, renewals = renewals + 1 WHERE singleton = 1 RETURNING epoch",
@@ -70,6 +72,16 @@ impl Store {
     ) -> Result<LeaseOutcome, StoreError> {
         let ttl_ms = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX / 2);
         let seen_at = Instant::now();
+        // Neither renewing nor looking waits for what the leader writes meanwhile, which may take longer than a lease.
+        if let Some(epoch) = self.renew(replica, ttl_ms).await? {
+            return Ok(LeaseOutcome::Held(epoch));
+        }
+        let row = query("SELECT leadership.*, {now} AS clock FROM leadership WHERE singleton = 1")
+            .fetch_one(self.readers())
+            .await?;
+        if row.maybe_text("replica_id")?.is_some() && !self.is_over(&row, row.int("clock")?, ttl, seen_at)? {
+            return other(&row);
+        }
         let mut tx = self.begin().await?;
         let row = query("SELECT leadership.*, {now} AS clock FROM leadership WHERE singleton = 1 {lock}")
             .fetch_one(&mut *tx)
@@ -79,11 +91,7 @@ impl Store {
         let free =
             own || row.maybe_text("replica_id")?.is_none() || self.is_over(&row, clock, ttl, seen_at)?;
         if !free {
-            let since = row.maybe_time("since")?.unwrap_or_default();
-            return Ok(LeaseOutcome::Other {
-                name: row.maybe_text("replica_name")?.unwrap_or_default(),
-                since,
-            });
+            return other(&row);
         }
         // A holder that comes late finds its epoch as it was, if nobody took it meanwhile.
         let epoch = row.int("epoch")? + i64::from(!own);
@@ -100,6 +108,21 @@ impl Store {
         .await?;
         tx.commit().await?;
         Ok(LeaseOutcome::Held(LeaderEpoch(epoch)))
+    }
+
+    /// Renews the lease of a replica that holds it; `None` for any other.
+    async fn renew(&self, replica: ReplicaId, ttl_ms: i64) -> Result<Option<LeaderEpoch>, StoreError> {
+        let mut tx = self.begin().await?;
+        let row = query(
+            "UPDATE leadership SET held_until = {now} + $1, renewals = renewals + 1 \
+             WHERE singleton = 1 AND replica_id = $2 RETURNING epoch",
+        )
+        .bind(ttl_ms)
+        .bind(replica.to_string())
+        .fetch_optional(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        row.map(|row| Ok(LeaderEpoch(row.int("epoch")?))).transpose()
     }
 
     /// Whether somebody else's lease is over.
@@ -142,8 +165,15 @@ impl Store {
     }
 }
 
+fn other(row: &Row) -> Result<LeaseOutcome, StoreError> {
+    Ok(LeaseOutcome::Other {
+        name: row.maybe_text("replica_name")?.unwrap_or_default(),
+        since: row.maybe_time("since")?.unwrap_or_default(),
+    })
+}
+
 /// Whether an epoch is in force. It stays so until the caller's transaction ends.
 pub(super) async fn leads(db: &mut Connection, epoch: LeaderEpoch) -> Result<bool, StoreError> {
-    let row = query("SELECT epoch FROM leadership WHERE singleton = 1 {share}").fetch_one(&mut *db).await?;
+    let row = query("SELECT epoch FROM leadership WHERE singleton = 1 {keep}").fetch_one(&mut *db).await?;
     Ok(row.int("epoch")? == epoch.0)
 }

@@ -65,7 +65,7 @@ pub(super) struct Appliance {
     secrets: Option<Secrets>,
     held: Numbered,
     knows_keyset: bool,
-    /// The newest heartbeat that was acknowledged.
+    /// The newest heartbeat that was acknowledged since it last asked to be attached, which counts from 1 again.
     pub(super) acknowledged: Option<Acknowledged>,
     /// Every heartbeat that was acknowledged, for fleets that remember.
     pub(super) ledger: Vec<Acknowledged>,
@@ -293,7 +293,7 @@ impl Appliance {
     }
 
     /// What follows the Welcome: the registration, or the attachment.
-    fn open(&self, talk: &mut Talk) -> proto::ToController {
+    fn open(&mut self, talk: &mut Talk) -> proto::ToController {
         let capabilities = convert::encode_capabilities(&CAPABILITIES);
         match &self.enrolment {
             Enrolment::Token { key_name, secret } => {
@@ -310,6 +310,7 @@ impl Appliance {
             }
             Enrolment::Registered { server, .. } => {
                 talk.stage = Stage::Attaching;
+                self.acknowledged = None;
                 let digest = (self.held.generation > 0).then(|| self.held.entries.digest());
                 talk.request(Say::Attach(proto::Attach {
                     server_id: server.as_bytes().to_vec(),
@@ -413,7 +414,11 @@ pub(super) fn factors(seed: &[u8; 32]) -> Vec<Factor> {
     let own = sha256(seed).to_string();
     let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     describe(&Facts {
-        dmi: vec![pair("sys_vendor", "QEMU"), pair("product_name", "Standard PC"), pair("product_uuid", &own)],
+        dmi: vec![
+            pair("sys_vendor", "QEMU"),
+            pair("product_name", "Standard PC"),
+            pair("product_uuid", &own),
+        ],
         processor: Some("AMD EPYC Processor".to_owned()),
         processors: 2,
         disks: vec![Disk { model: None, serial: Some(own.clone()), bytes: 80 << 30 }],

@@ -62,7 +62,8 @@ async fn register_all(store: &Store, options: &OrganisationOptions) -> Result<Ve
         if let Some(problem) = parsed.problems.first() {
             bail!("{problem}");
         }
-        let resources: Vec<_> = parsed.resources.into_iter().map(|(resource, _)| Arc::new(resource)).collect();
+        let resources: Vec<_> =
+            parsed.resources.into_iter().map(|(resource, _)| Arc::new(resource)).collect();
         for chunk in resources.chunks(COMMIT) {
             let put = |resource: &Arc<Resource>| Change::Put {
                 resource: resource.clone(),
@@ -73,14 +74,18 @@ async fn register_all(store: &Store, options: &OrganisationOptions) -> Result<Ve
             let committed = store.commit_resources(&changes, &ACTOR, Timestamp::now(), Guard::NONE).await?;
             for assigned in committed.assigned {
                 if assigned.id.kind == KindName::RegistrationKey {
-                    keys.insert((assigned.id.namespace.to_string(), assigned.id.name.to_string()), assigned.uid);
+                    keys.insert(
+                        (assigned.id.namespace.to_string(), assigned.id.name.to_string()),
+                        assigned.uid,
+                    );
                 }
             }
         }
     }
     let mut members = Vec::new();
     for (number, group, name, namespace) in organisation::members(options) {
-        let key = keys.remove(&(namespace.to_owned(), name.clone())).context("a key that was not committed")?;
+        let key =
+            keys.remove(&(namespace.to_owned(), name.clone())).context("a key that was not committed")?;
         let (seed, address) = (organisation::seed(number), super::port::address(number));
         members.push(Member { seed, group, name, key, address });
     }

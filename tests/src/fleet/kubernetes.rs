@@ -11,7 +11,8 @@ use horizon_wire::token::RegistrationToken;
 use serde_json::{Value, json};
 
 use super::{
-    Database, Enrolment, Fleet, FleetOptions, Lone, OrganisationOptions, Plan, Trial, organisation, trial::READY,
+    Database, Enrolment, Fleet, FleetOptions, Lone, OrganisationOptions, Plan, Trial, organisation,
+    trial::READY,
 };
 
 /// Objects of one call of kubectl.
@@ -29,7 +30,12 @@ fn object(kind: &str, namespace: &str, name: &str, spec: Value) -> Value {
 /// The organisation of a fleet as objects: policies, servers, and one registration key each.
 fn objects(options: &OrganisationOptions) -> Vec<Value> {
     let policy = |namespace, heartbeat: Duration| {
-        object("SecurityPolicy", namespace, "default", json!({"heartbeatInterval": format!("{}s", heartbeat.as_secs())}))
+        object(
+            "SecurityPolicy",
+            namespace,
+            "default",
+            json!({"heartbeatInterval": format!("{}s", heartbeat.as_secs())}),
+        )
     };
     let mut objects = vec![
         policy("default", options.heartbeat),
@@ -80,7 +86,9 @@ pub fn declare(kube: &KubeApi, options: &OrganisationOptions, count: usize) -> R
     };
     std::thread::scope(|scope| {
         let calls: Vec<_> = (0..CALLS).map(|_| scope.spawn(call)).collect();
-        calls.into_iter().try_for_each(|call| call.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?)
+        calls
+            .into_iter()
+            .try_for_each(|call| call.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?)
     })
 }
 
@@ -110,7 +118,8 @@ pub fn trial(
     }
     let root = root.context("an organisation without appliances")?;
     let empty = controller.usage()?;
-    let fleet = Fleet::start(plans, &FleetOptions { controller: controller.control(), root, remember: false })?;
+    let fleet =
+        Fleet::start(plans, &FleetOptions { controller: controller.control(), root, remember: false })?;
     Ok(Trial { fleet, controller, database, options, empty })
 }
 

@@ -65,7 +65,7 @@ pub struct Entry {
     pub server: ServerId,
     /// To whom it belongs.
     pub group: Group,
-    /// The newest heartbeat that was acknowledged.
+    /// The newest heartbeat that was acknowledged since the appliance last asked to be attached.
     pub newest: Option<Acknowledged>,
     /// All of them, of a fleet that remembers.
     pub all: Vec<Acknowledged>,

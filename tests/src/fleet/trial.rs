@@ -232,7 +232,8 @@ impl Trial {
         }
     }
 
-    /// Makes sure that the database holds every heartbeat that was acknowledged. Nobody must attach meanwhile.
+    /// Makes sure that the database holds the newest heartbeat that each appliance was acknowledged since it last attached.
+    /// Nobody must attach meanwhile. Returns of how many appliances that can be said.
     pub fn audit(&self) -> Result<usize> {
         let entries = self.fleet.ledger()?;
         let counters = self.database.counters()?;
@@ -283,7 +284,8 @@ pub(super) fn on_postgres(
 ) -> Result<(Lone, Database)> {
     let name = server.fresh_database()?;
     let url = server.admin_url(&name);
-    let controller = Lone::init(program, files, &format!("database_url_file = \"database-url\"\n{settings}"))?;
+    let controller =
+        Lone::init(program, files, &format!("database_url_file = \"database-url\"\n{settings}"))?;
     controller.write_secret("database-url", &url)?;
     let migrated = controller.command(&["migrate"]).output().context("cannot run the controller")?;
     if !migrated.status.success() {

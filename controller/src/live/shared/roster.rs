@@ -194,11 +194,11 @@ impl Inner {
             commands.push(put(PUT_SET, devices.clone(), chunk.iter().map(ToString::to_string)));
         }
         for chunk in gone.chunks(CHUNK) {
-            commands.push(command("HDEL", &[&[servers.clone()], chunk].concat()));
+            commands.push(command("HDEL", &[std::slice::from_ref(&servers), chunk].concat()));
         }
         for chunk in offline.chunks(CHUNK) {
             let members: Vec<_> = chunk.iter().map(ToString::to_string).collect();
-            commands.push(command("SREM", &[&[devices.clone()], &members[..]].concat()));
+            commands.push(command("SREM", &[std::slice::from_ref(&devices), &members].concat()));
         }
         commands
     }

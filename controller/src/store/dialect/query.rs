@@ -13,11 +13,13 @@ use sqlx::{
 use super::{Connection, Engine, Pool, Row};
 
 /// The words of a statement that engines say differently: word, SQLite, Postgres.
-const WORDS: [(&str, &str, &str); 4] = [
+const WORDS: [(&str, &str, &str); 5] = [
     // A row is read to be changed: nobody else changes it before this transaction ends. SQLite has one writer anyway.
     ("{lock}", "", "FOR UPDATE"),
     // What was read stays true until this transaction ends.
     ("{share}", "", "FOR SHARE"),
+    // The same, but not against an update that changes no key: only who takes a `{lock}` first waits for this transaction.
+    ("{keep}", "", "FOR KEY SHARE"),
     // The database's clock, in milliseconds since the Unix epoch.
     (
         "{now}",

@@ -22,7 +22,7 @@ const REVOCATION: &str = "apiVersion = 'horizon.dev/v1alpha1'\nkind = 'Revocatio
     spec = { target = { kind = 'Server', name = 'rome' }, reason = 'stolen', compromised = true }\n";
 
 /// The document of a resource that claims an identity.
-fn claiming(resource: &Resource, uid: impl ToString) -> Resource {
+fn claiming(resource: &Resource, uid: Uuid) -> Resource {
     let mut json = resource.to_json();
     json["metadata"]["annotations"] = json!({ ID_ANNOTATION: uid.to_string() });
     from_json(&json).unwrap()
@@ -116,7 +116,7 @@ async fn what_was_removed_comes_back_as_it_was() {
 async fn what_was_decided_meanwhile_holds() {
     let kit = Kit::with_basics().await;
     let server = kit.register(PublicKey([1; 32])).await.server;
-    let berlin = claiming(&resources(BASICS)[0], server);
+    let berlin = claiming(&resources(BASICS)[0], server.0);
     assert_eq!(berlin.kind(), KindName::Server);
     kit.remove("Server", "berlin").await;
     kit.put(&REVOCATION.replace("rome", "berlin")).await;
@@ -176,10 +176,10 @@ async fn only_its_own_name_takes_an_identity_up() {
     // A name that was made anew is not replaced by its predecessor.
     let fresh = kit.commit(&[put(berlin.clone())], at(5)).await.assigned[0].uid;
     assert_ne!(fresh, server.0);
-    assert_eq!(kit.commit(&[put(claiming(&berlin, server))], at(6)).await.assigned[0].uid, fresh);
+    assert_eq!(kit.commit(&[put(claiming(&berlin, server.0))], at(6)).await.assigned[0].uid, fresh);
     // Once it is gone, it is.
     kit.remove("Server", "berlin").await;
-    assert_eq!(kit.commit(&[put(claiming(&berlin, server))], at(7)).await.assigned[0].uid, server.0);
+    assert_eq!(kit.commit(&[put(claiming(&berlin, server.0))], at(7)).await.assigned[0].uid, server.0);
     let found = kit.store.identities(&[server.0, fresh, Uuid::from_u128(1)]).await.unwrap();
     assert_eq!(found.len(), 2);
     assert_eq!(found[&fresh].to_string(), "Server default/berlin");
@@ -199,7 +199,7 @@ async fn a_token_comes_back_with_its_server_alone() {
     assert_eq!(kit.commit(&[put(claiming(&berlin, other))], at(4)).await.assigned[0].uid, other);
     assert!(revoked().await);
     kit.commit(&[removal("Server", "berlin")], at(5)).await;
-    assert_eq!(kit.commit(&[put(claiming(&berlin, server))], at(6)).await.assigned[0].uid, server.0);
+    assert_eq!(kit.commit(&[put(claiming(&berlin, server.0))], at(6)).await.assigned[0].uid, server.0);
     assert!(!revoked().await);
 }
 

@@ -15,7 +15,9 @@ const LARGEST: usize = 100_000;
 
 pub(crate) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     let sizes: &[usize] = if bench.quick { &[500] } else { &[10_000, LARGEST] };
-    sizes.iter().try_for_each(|&size| of_size(bench, report, size).with_context(|| format!("{size} appliances")))
+    sizes
+        .iter()
+        .try_for_each(|&size| of_size(bench, report, size).with_context(|| format!("{size} appliances")))
 }
 
 fn of_size(bench: &Bench, report: &mut Report, size: usize) -> Result<()> {
@@ -38,10 +40,7 @@ fn of_size(bench: &Bench, report: &mut Report, size: usize) -> Result<()> {
     say("  the controller is killed ...");
     trial.fleet.hold(true)?;
     trial.controller.kill()?;
-    let found = trial.audit()?;
-    let title = format!("{size} appliances, kill -9 of the controller: acknowledged heartbeats found afterwards");
-    let all = (trial.members(Group::Fleet) + trial.members(Group::Bystanders)) as f64;
-    report.add(Figure::new(title, "appliances", found as f64, "all of them", 1).against("acknowledged", all));
+    found(report, &trial, "the controller")?;
     trial.fleet.hold(false)?;
     let returned = trial.storm_of_restart(LIMIT).with_context(|| log(&trial))?;
     came_back(report, &trial, "kill -9 of the controller", &returned);
@@ -50,9 +49,17 @@ fn of_size(bench: &Bench, report: &mut Report, size: usize) -> Result<()> {
     trial.fleet.hold(true)?;
     trial.kill_database()?;
     trial.revive_database()?;
-    let found = trial.audit()?;
-    let title = format!("{size} appliances, kill -9 of Postgres: acknowledged heartbeats found afterwards");
-    report.add(Figure::new(title, "appliances", found as f64, "all of them", 1).against("acknowledged", all));
+    found(report, &trial, "Postgres")
+}
+
+/// Looks for every appliance's newest acknowledged heartbeat; one that is missing is an error.
+fn found(report: &mut Report, trial: &Trial, killed: &str) -> Result<()> {
+    let size = trial.options.appliances;
+    let title =
+        format!("{size} appliances, kill -9 of {killed}: newest acknowledged heartbeats found afterwards");
+    let all = (trial.members(Group::Fleet) + trial.members(Group::Bystanders)) as f64;
+    let found = trial.audit()? as f64;
+    report.add(Figure::new(title, "appliances", found, "of all", 1).against("appliances", all));
     Ok(())
 }
 
@@ -99,7 +106,8 @@ fn at_rest(bench: &Bench, report: &mut Report, trial: &mut Trial) -> Result<()> 
 fn came_back(report: &mut Report, trial: &Trial, what: &str, returned: &Returned) {
     let (size, runs) = (trial.options.appliances, returned.each.len());
     let title = |figure: &str| format!("{size} appliances, {what}: {figure}");
-    let mut add = |figure: &str, unit, value| report.add(Figure::new(title(figure), unit, value, "no aim", runs));
+    let mut add =
+        |figure: &str, unit, value| report.add(Figure::new(title(figure), unit, value, "no aim", runs));
     add("until all are back and verified", "s", returned.all.as_secs_f64());
     add("until one is back, p50", "s", percentile(&returned.each, 0.5));
     add("until one is back, p99", "s", percentile(&returned.each, 0.99));

@@ -61,13 +61,7 @@ fn settle(controller: &Lone) -> Result<f64> {
     requests(controller)
 }
 
-fn start(
-    report: &mut Report,
-    controller: &mut Lone,
-    kube: &KubeApi,
-    count: usize,
-    how: &str,
-) -> Result<()> {
+fn start(report: &mut Report, controller: &mut Lone, kube: &KubeApi, count: usize, how: &str) -> Result<()> {
     let title = |what: &str| format!("controller's start {how}, {count} objects in Kubernetes: {what}");
     let audited = kube.audited()?.len();
     let took = controller.start(LIMIT)?;
@@ -112,8 +106,14 @@ fn changes(bench: &Bench, report: &mut Report, trial: &Trial, kube: &KubeApi, co
     let figure = |what: &str, values: &[f64], share| {
         Figure::new(title(what), "ms", percentile(values, share), "no aim", runs)
     };
-    report.add(figure("to applied on the appliance, p50", &all, 0.5).against("of it kubectl", percentile(&told, 0.5)));
-    report.add(figure("to applied on the appliance, p99", &all, 0.99).against("of it kubectl", percentile(&told, 0.99)));
+    report.add(
+        figure("to applied on the appliance, p50", &all, 0.5)
+            .against("of it kubectl", percentile(&told, 0.5)),
+    );
+    report.add(
+        figure("to applied on the appliance, p99", &all, 0.99)
+            .against("of it kubectl", percentile(&told, 0.99)),
+    );
     let after = trial.fleet.counts(Group::Fleet);
     let bytes = (after.unasked_bytes - others.unasked_bytes) as f64;
     let title = title(&format!("bytes sent to the {} appliances not concerned", trial.options.appliances));

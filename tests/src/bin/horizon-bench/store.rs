@@ -32,7 +32,8 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
         let (engine, operation) = (text(line, "engine"), text(line, "operation"));
         let at_once = at_once(line);
         if let Some(rate) = line["perSecond"].as_f64() {
-            let figure = Figure::new(title(&engine, &operation, at_once), "per s", rate, "no aim", count(line));
+            let figure =
+                Figure::new(title(&engine, &operation, at_once), "per s", rate, "no aim", count(line));
             if operation == "plain update" {
                 plain.insert((engine.clone(), at_once), rate);
             }
