@@ -13,7 +13,6 @@ use uuid::Uuid;
 
 use crate::lookup::Lookups;
 
-
 /// Who a resource belongs to: only they change or remove it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Origin {

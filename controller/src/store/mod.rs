@@ -36,9 +36,9 @@ mod session_rows;
 mod settings;
 mod state;
 mod status;
-mod usage;
 #[cfg(test)]
 pub(crate) mod tests;
+mod usage;
 
 pub use attach::{AttachedServer, Attachment};
 pub use audit::{Actor, AuditEntry};
@@ -48,7 +48,9 @@ pub use device::{DeviceRecord, DeviceView, EnrolError, Enrolled, KeyStanding};
 pub use dialect::{Database, InvalidUrl, PostgresOptions};
 pub use event::{EventFilter, NewEvent, SecurityEvent, Severity, Source};
 pub use facts::ServerRecord;
-pub use heartbeat::{Beat, BeatHistory, BeatOutcome, HeartbeatOptions, Heartbeats, RETENTION as BEAT_RETENTION};
+pub use heartbeat::{
+    Beat, BeatHistory, BeatOutcome, HeartbeatOptions, Heartbeats, RETENTION as BEAT_RETENTION,
+};
 pub use identity::{IdentityChanges, IdentityOutcome, SIGNIFICANT_PERCENT};
 pub use ids::{ChannelLease, Cursor, LeaderEpoch, ReplicaId, Revision};
 pub use leadership::LeaseOutcome;
@@ -116,7 +118,9 @@ pub enum StoreError {
     )]
     OtherSchema(i64),
     /// The schema is older than this program, which may not change it itself.
-    #[error("the database has schema version {found}, this program needs {wanted}: run `horizon-controller migrate`")]
+    #[error(
+        "the database has schema version {found}, this program needs {wanted}: run `horizon-controller migrate`"
+    )]
     OldSchema {
         /// What was found; 0 when there is none.
         found: i64,
@@ -124,7 +128,9 @@ pub enum StoreError {
         wanted: i64,
     },
     /// The connection broke while a change was committed.
-    #[error("the connection to the database broke during a commit, so it is not known whether the change was made: {0}")]
+    #[error(
+        "the connection to the database broke during a commit, so it is not known whether the change was made: {0}"
+    )]
     Unknown(#[source] sqlx::Error),
     /// Another replica leads since.
     #[error("another replica leads since: this one changes nothing any more")]

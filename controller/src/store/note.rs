@@ -3,13 +3,7 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{
-    LeaderEpoch, Store, StoreError,
-    dialect::query,
-    leadership,
-    row::Columns as _,
-    settings,
-};
+use super::{LeaderEpoch, Store, StoreError, dialect::query, leadership, row::Columns as _, settings};
 
 impl Store {
     /// A note.

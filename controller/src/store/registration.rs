@@ -362,12 +362,7 @@ pub(super) async fn write_capabilities(
                  WHERE server_id = $1 AND capability_type = $2 AND enabled",
             )
         };
-        write
-            .bind(server.to_string())
-            .bind(capability.as_str())
-            .bind(millis(now))
-            .execute(&mut *db)
-            .await?;
+        write.bind(server.to_string()).bind(capability.as_str()).bind(millis(now)).execute(&mut *db).await?;
     }
     Ok(())
 }

@@ -112,7 +112,9 @@ pub enum CommitError {
     #[error("there are as many virtual networks as there can be ({}): remove one first", u16::MAX)]
     NoNetworkNumber,
     /// Somebody else committed since the changes were planned: catch up, and plan again.
-    #[error("the resources are at version {revision} since: what was planned on an earlier one is not committed")]
+    #[error(
+        "the resources are at version {revision} since: what was planned on an earlier one is not committed"
+    )]
     Behind {
         /// The version in force.
         revision: Revision,
@@ -181,8 +183,9 @@ impl Store {
         if news.revision <= from {
             return Ok(news);
         }
-        let mut rows =
-            query("SELECT * FROM resources WHERE revision > $1 ORDER BY revision, uid").bind(from.0).fetch(&mut *tx);
+        let mut rows = query("SELECT * FROM resources WHERE revision > $1 ORDER BY revision, uid")
+            .bind(from.0)
+            .fetch(&mut *tx);
         while let Some(row) = rows.try_next().await? {
             if row.maybe_time("deleted_at")?.is_some() {
                 news.removed.push((read_id(&row)?, row.parsed("uid")?));
@@ -224,7 +227,8 @@ impl Store {
             return Err(CommitError::Fenced);
         }
         // From here on until its end this is the only commit.
-        let row = query("SELECT value FROM counters WHERE name = 'resources' {lock}").fetch_one(&mut *tx).await?;
+        let row =
+            query("SELECT value FROM counters WHERE name = 'resources' {lock}").fetch_one(&mut *tx).await?;
         let before = Revision(row.int("value")?);
         if guard.expected.is_some_and(|expected| expected != before) {
             return Err(CommitError::Behind { revision: before });
@@ -233,7 +237,8 @@ impl Store {
         let mut living = living(&mut tx, changes).await?;
         let mut claimed = adoption::claimed(&mut tx, changes, &living).await?;
         let mut numbers = None;
-        let (mut assigned, mut done, mut inserts, mut audit) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut assigned, mut done, mut inserts, mut audit) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut changed = false;
         // A resource that several changes name takes the last; inserts are written together at the end.
         let last: HashMap<ResourceId, usize> = changes.iter().enumerate().map(|(i, c)| (c.id(), i)).collect();
@@ -250,7 +255,14 @@ impl Store {
                     let mut record = Record::new("delete", id.kind.as_str(), old.uid, name_of(&id));
                     (record.previous, record.actor) = (Some(old.document), change.actor());
                     audit.push(record);
-                    done.push(Done { id, uid: old.uid, resource: None, created: false, back: None, actor: change.actor() });
+                    done.push(Done {
+                        id,
+                        uid: old.uid,
+                        resource: None,
+                        created: false,
+                        back: None,
+                        actor: change.actor(),
+                    });
                 }
                 continue;
             };
@@ -279,11 +291,18 @@ impl Store {
                     let mut record = Record::new("create", id.kind.as_str(), uid, name_of(&id));
                     (record.new, record.actor) = (Some(text), change.actor());
                     audit.push(record);
-                    Assigned { id: id.clone(), uid, generation: 1, number: number.and_then(network), created_at: now }
+                    Assigned {
+                        id: id.clone(),
+                        uid,
+                        generation: 1,
+                        number: number.and_then(network),
+                        created_at: now,
+                    }
                 }
                 Some(old) => {
                     let generation = old.generation + i64::from(old.spec_digest != digest);
-                    let same = (&old.document, &old.spec_digest) == (&text, &digest) && old.origin == origin_columns(origin);
+                    let same = (&old.document, &old.spec_digest) == (&text, &digest)
+                        && old.origin == origin_columns(origin);
                     if !same {
                         changed = true;
                         let new = Update { generation, digest, origin, text: &text, revision };
@@ -308,7 +327,10 @@ impl Store {
         audit::write(&mut tx, actor, now, &audit).await?;
         let servers = effects::carry_out(&mut tx, &done, actor, now).await?;
         if changed {
-            query("UPDATE counters SET value = $1 WHERE name = 'resources'").bind(revision.0).execute(&mut *tx).await?;
+            query("UPDATE counters SET value = $1 WHERE name = 'resources'")
+                .bind(revision.0)
+                .execute(&mut *tx)
+                .await?;
         }
         tx.commit().await?;
         Ok(Committed { assigned, servers, revision: if changed { revision } else { before } })
@@ -344,7 +366,12 @@ struct Update<'a> {
     revision: Revision,
 }
 
-async fn update(db: &mut Connection, old: &Living, new: Update<'_>, now: Timestamp) -> Result<(), StoreError> {
+async fn update(
+    db: &mut Connection,
+    old: &Living,
+    new: Update<'_>,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     let (kind, path) = origin_columns(new.origin);
     query(
         "UPDATE resources SET generation = $1, spec_digest = $2, origin = $3, origin_path = $4, \
@@ -496,10 +523,9 @@ async fn known_numbers<'a>(
     numbers: &'a mut Option<Numbers>,
 ) -> Result<&'a mut Numbers, CommitError> {
     if numbers.is_none() {
-        let rows =
-            query("SELECT number, deleted_at FROM resources WHERE number IS NOT NULL ORDER BY number")
-                .fetch_all(&mut *db)
-                .await?;
+        let rows = query("SELECT number, deleted_at FROM resources WHERE number IS NOT NULL ORDER BY number")
+            .fetch_all(&mut *db)
+            .await?;
         let mut read = Numbers { used: Vec::new(), highest: 0 };
         for row in &rows {
             let number = row.int("number")?;

@@ -1,7 +1,11 @@
 //! Several controllers on one Postgres database, as processes: who leads, what the others do, and what becomes of a leader
 //! that is killed, frozen, or asked to stop, and of all of them when the database is away.
 
-#![expect(clippy::unwrap_used, reason = "what does not work ends the test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "what does not work ends the test, and shows the logs"
+)]
 
 mod fleet;
 

@@ -15,8 +15,8 @@ mod split;
 mod toml;
 mod yaml;
 
-pub use origin::{Origin, Position};
 pub use object::{CHANGED_BY, from_object};
+pub use origin::{Origin, Position};
 pub use problem::{KUBERNETES_PREFIX, Problem};
 pub use render::{to_toml, to_yaml};
 pub(crate) use shape::{Field, Shape, spec_shape};

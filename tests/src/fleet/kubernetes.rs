@@ -21,7 +21,7 @@ const PER_CALL: usize = 1000;
 const CALLS: usize = 4;
 
 /// The objects of a kind and namespace.
-fn object(kind: &str, namespace: &str, name: &str, spec: Value) -> Value {
+fn object(kind: &str, namespace: &str, name: &str, spec: &Value) -> Value {
     json!({
         "apiVersion": "horizon.dev/v1alpha1", "kind": kind, "metadata": {"name": name, "namespace": namespace}, "spec": spec,
     })
@@ -34,7 +34,7 @@ fn objects(options: &OrganisationOptions) -> Vec<Value> {
             "SecurityPolicy",
             namespace,
             "default",
-            json!({"heartbeatInterval": format!("{}s", heartbeat.as_secs())}),
+            &json!({"heartbeatInterval": format!("{}s", heartbeat.as_secs())}),
         )
     };
     let mut objects = vec![
@@ -42,8 +42,8 @@ fn objects(options: &OrganisationOptions) -> Vec<Value> {
         policy(organisation::BYSTANDERS_NAMESPACE, options.bystander_heartbeat),
     ];
     for (_, _, name, namespace) in organisation::members(options) {
-        objects.push(object("Server", namespace, &name, json!({})));
-        objects.push(object("RegistrationKey", namespace, &name, json!({"serverRef": name})));
+        objects.push(object("Server", namespace, &name, &json!({})));
+        objects.push(object("RegistrationKey", namespace, &name, &json!({"serverRef": name})));
     }
     objects
 }
@@ -57,9 +57,14 @@ fn people(count: usize) -> Vec<Value> {
                 "subjects": {"groups": [group]}, "servers": ["fleet-0"],
                 "destinations": [{"cidr": "192.0.2.0/24", "protocol": "tcp", "ports": ["443"]}],
             });
-            object("AccessPolicy", "default", &name, spec)
+            object("AccessPolicy", "default", &name, &spec)
         } else {
-            object("User", "default", &name, json!({"displayName": format!("Person {n}"), "groups": [group]}))
+            object(
+                "User",
+                "default",
+                &name,
+                &json!({"displayName": format!("Person {n}"), "groups": [group]}),
+            )
         }
     };
     (0..count).map(one).collect()

@@ -174,14 +174,14 @@ impl Trial {
                 self.controller.start(READY)?;
             }
         }
-        self.after(storm, before, limit)
+        self.after(storm, &before, limit)
     }
 
     /// Starts a controller that was killed, and waits until all are back.
     pub fn storm_of_restart(&mut self, limit: Duration) -> Result<Returned> {
         self.controller.start(READY)?;
         let before = Before { controller: Duration::ZERO, ..self.before()? };
-        self.after(Storm::Kill, before, limit)
+        self.after(Storm::Kill, &before, limit)
     }
 
     fn before(&mut self) -> Result<Before> {
@@ -195,7 +195,7 @@ impl Trial {
         })
     }
 
-    fn after(&mut self, storm: Storm, before: Before, limit: Duration) -> Result<Returned> {
+    fn after(&mut self, storm: Storm, before: &Before, limit: Duration) -> Result<Returned> {
         // The thread of the fleet may not have noticed yet; all are back when as many returned as there are.
         let mut each = Vec::new();
         let members = self.members(Group::Fleet);

@@ -247,8 +247,11 @@ pub fn refused(
             format!("{} (and {} more); the object is not in force", told(first), more.len())
         }
     };
-    let (holds, reason) =
-        if problems.is_empty() { (ConditionStatus::Unknown, "Pending") } else { (ConditionStatus::False, "Invalid") };
+    let (holds, reason) = if problems.is_empty() {
+        (ConditionStatus::Unknown, "Pending")
+    } else {
+        (ConditionStatus::False, "Invalid")
+    };
     let since = since.filter(|(before, _)| *before == holds).map_or(now, |(_, time)| time);
     status.conditions_mut().push(Condition {
         kind: ConditionType::Accepted,

@@ -36,7 +36,9 @@ fn accepted(before: Option<&Status>, after: &Status) -> Option<Notice> {
     let now = after.condition(ConditionType::Accepted)?;
     let then = before.and_then(|before| before.condition(ConditionType::Accepted));
     match now.status {
-        ConditionStatus::False if then.is_none_or(|c| (c.status, &c.message) != (now.status, &now.message)) => {
+        ConditionStatus::False
+            if then.is_none_or(|c| (c.status, &c.message) != (now.status, &now.message)) =>
+        {
             Some(Notice::new(true, now.reason.as_str(), now.message.as_str()))
         }
         ConditionStatus::True if then.is_some_and(|c| c.status == ConditionStatus::False) => {
@@ -73,20 +75,26 @@ fn conditions(before: &Status, after: &Status, notices: &mut Vec<Notice>) {
 fn phases(before: &Status, after: &Status, notices: &mut Vec<Notice>) {
     let notice = match (before, after) {
         (Status::Server(then), Status::Server(now)) if then.phase != now.phase => match now.phase {
-            Some(ServerPhase::Compromised) => Some((true, "Compromised", "the server was revoked as compromised")),
+            Some(ServerPhase::Compromised) => {
+                Some((true, "Compromised", "the server was revoked as compromised"))
+            }
             Some(ServerPhase::Decommissioned) => Some((false, "Decommissioned", "the server has ended")),
             _ => None,
         },
-        (Status::RegistrationKey(then), Status::RegistrationKey(now)) if then.phase != now.phase => {
-            match now.phase {
-                Some(RegistrationKeyPhase::Used) => Some((false, "KeyUsed", "an appliance registered with this key")),
-                Some(RegistrationKeyPhase::Expired) => Some((true, "KeyExpired", "the key was not used in time")),
-                Some(RegistrationKeyPhase::Revoked) => Some((false, "KeyRevoked", "the key was revoked")),
-                _ => None,
+        (Status::RegistrationKey(then), Status::RegistrationKey(now)) if then.phase != now.phase => match now
+            .phase
+        {
+            Some(RegistrationKeyPhase::Used) => {
+                Some((false, "KeyUsed", "an appliance registered with this key"))
             }
-        }
+            Some(RegistrationKeyPhase::Expired) => Some((true, "KeyExpired", "the key was not used in time")),
+            Some(RegistrationKeyPhase::Revoked) => Some((false, "KeyRevoked", "the key was revoked")),
+            _ => None,
+        },
         (Status::PersonalKey(then), Status::PersonalKey(now)) if then.phase != now.phase => match now.phase {
-            Some(PersonalKeyPhase::Active) => Some((false, "KeyUsed", "a first device is enrolled with the key")),
+            Some(PersonalKeyPhase::Active) => {
+                Some((false, "KeyUsed", "a first device is enrolled with the key"))
+            }
             Some(PersonalKeyPhase::Expired) => Some((true, "KeyExpired", "the key's time is over")),
             Some(PersonalKeyPhase::Deactivated) => Some((false, "KeyRevoked", "the key was deactivated")),
             Some(PersonalKeyPhase::Compromised) => {
@@ -97,7 +105,9 @@ fn phases(before: &Status, after: &Status, notices: &mut Vec<Notice>) {
         (Status::User(then), Status::User(now)) if now.device_count > then.device_count => {
             Some((false, "DeviceEnrolled", "another device of the user is enrolled"))
         }
-        (Status::Approval(then), Status::Approval(now)) if then.effective_at.is_none() && now.effective_at.is_some() => {
+        (Status::Approval(then), Status::Approval(now))
+            if then.effective_at.is_none() && now.effective_at.is_some() =>
+        {
             Some((false, "TookEffect", "the approval took effect"))
         }
         (Status::Revocation(then), Status::Revocation(now))

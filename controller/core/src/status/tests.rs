@@ -327,7 +327,11 @@ fn an_object_that_is_not_in_force_says_why_and_since_when() {
         let accepted = status.condition(ConditionType::Accepted).unwrap();
         assert_eq!((accepted.status, accepted.observed_generation), (ConditionStatus::False, 3));
         assert_eq!(accepted.last_transition_time.get(), expected);
-        assert!(accepted.message.as_str().starts_with("spec.groups: this is a number"), "{}", accepted.message);
+        assert!(
+            accepted.message.as_str().starts_with("spec.groups: this is a number"),
+            "{}",
+            accepted.message
+        );
         assert!(accepted.message.as_str().contains("(and 1 more)"));
     }
     let status = refused(KindName::User, &[], 3, None, NOW);
@@ -346,7 +350,10 @@ fn a_delivered_string_is_found_by_file_or_secret() {
         let computed =
             compute(&world, KindName::RegistrationKey, "r", &Facts::RegistrationKey(facts), None, NOW);
         let Some(Status::RegistrationKey(status)) = computed.write else { panic!() };
-        (status.secret_file.map(|file| file.to_string()), status.secret_ref.map(|secret| secret.name.to_string()))
+        (
+            status.secret_file.map(|file| file.to_string()),
+            status.secret_ref.map(|secret| secret.name.to_string()),
+        )
     };
     assert_eq!(delivered("/data/secrets/r"), (Some("/data/secrets/r".to_owned()), None));
     assert_eq!(delivered("secret:r-token/1234"), (None, Some("r-token".to_owned())));
@@ -363,10 +370,8 @@ fn an_administrator_notices_what_turned() {
     let came = reasons(Some(&pending), &serving);
     assert!(came.contains(&("Registered".to_owned(), false)), "{came:?}");
     assert_eq!(reasons(Some(&serving), &serving), []);
-    let changed = server(
-        "",
-        ServerFacts { requires_verification: true, pending_digest: Some([2; 32]), ..online() },
-    );
+    let changed =
+        server("", ServerFacts { requires_verification: true, pending_digest: Some([2; 32]), ..online() });
     assert!(reasons(Some(&serving), &changed).contains(&("IdentityChanged".to_owned(), true)));
     assert!(reasons(Some(&changed), &serving).contains(&("IdentityApproved".to_owned(), false)));
 }

@@ -117,9 +117,9 @@ impl Pool {
     pub(super) async fn snapshot(&self) -> Result<Transaction, sqlx::Error> {
         let connection = match self {
             Self::Sqlite(pool) => Connection::Sqlite(pool.begin().await?),
-            Self::Postgres(pool) => {
-                Connection::Postgres(pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?)
-            }
+            Self::Postgres(pool) => Connection::Postgres(
+                pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?,
+            ),
         };
         Ok(Transaction(connection))
     }
@@ -158,7 +158,10 @@ impl Connection {
     /// For what no row stands for: the free addresses of a network, the sessions of a user.
     pub(super) async fn serialise(&mut self, what: &str) -> Result<(), sqlx::Error> {
         if self.engine() == Engine::Postgres {
-            query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))").bind(what).execute(&mut *self).await?;
+            query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))")
+                .bind(what)
+                .execute(&mut *self)
+                .await?;
         }
         Ok(())
     }

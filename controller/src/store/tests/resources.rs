@@ -168,8 +168,7 @@ async fn a_revocation_may_come_before_what_it_names() {
     let events = kit.store.list_security_events(&Default::default()).await.unwrap();
     assert_eq!(events[0].kind, "compromised");
     let actor = Actor::Admin("eva".into());
-    let revoked =
-        kit.store.commit_resources(&puts(revocation), &actor, at(3), Guard::NONE).await.unwrap();
+    let revoked = kit.store.commit_resources(&puts(revocation), &actor, at(3), Guard::NONE).await.unwrap();
     assert_eq!(revoked.servers, [server]);
     let facts = kit.store.decision_facts(revoked.assigned[0].uid).await.unwrap();
     assert_eq!((facts.effective_at, facts.applied_servers.len()), (Some(at(3)), 1));
