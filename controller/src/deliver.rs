@@ -27,7 +27,7 @@ use crate::{
     live::{Hint, Live},
     replica::Leadership,
     stop::Stop,
-    store::{IssueError, Store, StoreError},
+    store::{IssueError, LeaderEpoch, Store, StoreError},
 };
 
 /// Where the strings of keys go.
@@ -68,7 +68,7 @@ const RETRY: Duration = Duration::from_secs(2);
 struct Keys {
     /// Those that were looked at.
     known: HashMap<Uuid, Known>,
-    /// Strings that were made, and could not be delivered yet. They cannot be made a second time.
+    /// Strings that were made, and could not be delivered yet. Whoever leads next makes others in their place.
     waiting: HashMap<Uuid, Zeroizing<String>>,
     /// Whether something is to be tried again.
     again: bool,
@@ -157,9 +157,7 @@ impl Delivery {
         let all =
             [KindName::RegistrationKey, KindName::PersonalKey].into_iter().flat_map(|kind| index.all(kind));
         for key in all.filter(|key| matches!(key.origin, Origin::File(_))) {
-            if self.leadership.leads().is_none() {
-                return;
-            }
+            let Some(epoch) = self.leadership.leads() else { return };
             let looks = (key.generation, is_revoked(index, key));
             if let Some(before) = known.get_mut(&key.uid) {
                 if before.looked_at != looks {
@@ -168,9 +166,13 @@ impl Delivery {
                 }
                 continue;
             }
-            match self.deliver(key, waiting).await {
+            match self.deliver(key, epoch, waiting).await {
                 Ok(place) => {
                     known.insert(key.uid, Known { id: key.id(), place, looked_at: looks });
+                }
+                Err(DeliverError::Store(StoreError::Fenced)) => {
+                    tracing::warn!(%epoch, "another replica leads by now: this one steps down");
+                    return self.leadership.fenced(epoch);
                 }
                 Err(error) => {
                     *again = true;
@@ -204,6 +206,7 @@ impl Delivery {
     async fn deliver(
         &self,
         key: &Stored,
+        epoch: LeaderEpoch,
         waiting: &mut HashMap<Uuid, Zeroizing<String>>,
     ) -> Result<Option<String>, DeliverError> {
         match self.standing(key).await? {
@@ -213,12 +216,16 @@ impl Delivery {
         }
         let text = match waiting.remove(&key.uid) {
             Some(text) => text,
-            None => match self.issue(key).await? {
+            None => match self.issue(key, epoch).await? {
                 Some(text) => text,
                 None => return Ok(None),
             },
         };
         let delivered = async {
+            // Whoever leads now makes another string, which this is not to overwrite.
+            if self.leadership.leads() != Some(epoch) {
+                return Err(StoreError::Fenced.into());
+            }
             let place = self.sink.deliver(key, &text).await?;
             self.note(key.uid, Some(&place)).await?;
             Ok::<_, DeliverError>(place)
@@ -236,13 +243,17 @@ impl Delivery {
     }
 
     /// Makes the string of a key; `None` when there is none to be had any more.
-    async fn issue(&self, key: &Stored) -> Result<Option<Zeroizing<String>>, DeliverError> {
+    async fn issue(
+        &self,
+        key: &Stored,
+        epoch: LeaderEpoch,
+    ) -> Result<Option<Zeroizing<String>>, DeliverError> {
         let now = Timestamp::now();
         let issued = if key.resource.kind() == KindName::RegistrationKey {
-            let secret = self.store.issue_registration_secret(key.uid, now).await;
+            let secret = self.store.registration_secret_to_deliver(key.uid, epoch, now).await;
             secret.map(|secret| self.strings.registration_token(key.resource.name(), secret))
         } else {
-            let issued = self.store.issue_personal_secret(KeyId(key.uid), now).await;
+            let issued = self.store.personal_secret_to_deliver(KeyId(key.uid), epoch, now).await;
             issued.map(|issued| self.strings.personal_key(issued.key, issued.secret))
         };
         match issued {
@@ -250,7 +261,7 @@ impl Delivery {
             Err(IssueError::Ended) => Ok(None),
             Err(IssueError::AlreadyIssued) => {
                 let key = key.id();
-                tracing::warn!(%key, "the string of this key was made, but it was not delivered: declare another key");
+                tracing::warn!(%key, "somebody else was given the string of this key: declare another key to have one delivered");
                 Ok(None)
             }
             Err(IssueError::Unknown) => Err(DeliverError::Unknown),
@@ -276,7 +287,8 @@ impl Delivery {
     }
 
     async fn note(&self, uid: Uuid, place: Option<&str>) -> Result<(), StoreError> {
-        self.store.note_secret_file(uid, place).await?;
+        let epoch = self.leadership.leads().ok_or(StoreError::Fenced)?;
+        self.store.note_secret_file(uid, place, Some(epoch)).await?;
         self.live.publish(Hint::StatusDirty(uid));
         Ok(())
     }

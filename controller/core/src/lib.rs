@@ -20,8 +20,8 @@ pub use facts::{DeviceStanding, GrantFacts, Purpose, ServerStanding};
 pub use grant::{Grant, GrantedNetwork, MAX_RULE_PORTS, MAX_RULES, grant, grant_named, servers_for};
 pub use index::{Index, Origin, Stored};
 pub use plan::{
-    ID_ANNOTATION, Plan, PruneHeld, PruneLimit, Put, Recent, Wish, apply, declared_by, everything, plan,
-    plan_put, preview,
+    Counted, ID_ANNOTATION, Plan, PruneHeld, PruneLimit, Put, Recent, Wish, apply, declared_by, everything,
+    plan, plan_put, preview,
 };
 pub use scope::{Scope, matched_users};
 
@@ -29,6 +29,8 @@ pub use scope::{Scope, matched_users};
 mod compose_tests;
 #[cfg(test)]
 mod grant_tests;
+#[cfg(test)]
+mod limit_tests;
 #[cfg(test)]
 mod plan_tests;
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use horizon_crds::{Issue, KindName, Origin as Place, Problem, Resource, ResourceId};
+use horizon_crds::{Issue, KindName, Name, Origin as Place, Problem, Resource, ResourceId};
 use horizon_model::NetworkId;
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -56,9 +56,9 @@ impl Plan {
 /// How many resources may go without a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PruneLimit {
-    /// The most of a kind, in percent.
+    /// The most of a kind in a namespace, in percent.
     pub percent: u8,
-    /// As many may always go.
+    /// As many of them may always go.
     pub always: usize,
 }
 
@@ -68,8 +68,12 @@ impl Default for PruneLimit {
     }
 }
 
+/// The resources that are counted together: those of a kind in a namespace. What goes on in one namespace keeps nothing in
+/// another from going.
+pub type Counted = (KindName, Name);
+
 /// What was removed lately, so that a slow removal of everything counts as one.
-pub type Recent = BTreeMap<KindName, usize>;
+pub type Recent = BTreeMap<Counted, usize>;
 
 /// Removals that wait for somebody to confirm them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -294,33 +298,42 @@ fn duplicates(desired: &Desired, id: &ResourceId, chosen: &crate::Candidate) -> 
     desired.duplicates(id, chosen).into_iter().map(problem).collect()
 }
 
+/// The most groups of resources that the message about removals names.
+const MAX_NAMED: usize = 20;
+
 /// Splits removals into those that are done and those that wait.
 fn limit(
     index: &Index,
     wish: &Wish<'_>,
     removals: BTreeSet<ResourceId>,
 ) -> (BTreeSet<ResourceId>, Option<PruneHeld>) {
-    let mut counts = BTreeMap::<KindName, usize>::new();
+    let counted = |id: &ResourceId| -> Counted { (id.kind, id.namespace.clone()) };
+    let mut counts = BTreeMap::<Counted, usize>::new();
     for id in removals.iter().filter(|id| !wish.confirmed.contains(*id)) {
-        *counts.entry(id.kind).or_default() += 1;
+        *counts.entry(counted(id)).or_default() += 1;
     }
-    let too_many = |kind: KindName, count: usize| {
-        let recent = wish.recent.get(&kind).copied().unwrap_or_default();
-        let (going, all) = (count + recent, index.all(kind).len() + recent);
+    let in_force = |(kind, namespace): &Counted| index.in_namespace(*kind, namespace.as_str()).len();
+    let too_many = |of: &Counted, count: usize| {
+        let recent = wish.recent.get(of).copied().unwrap_or_default();
+        let (going, all) = (count + recent, in_force(of) + recent);
         going > wish.limit.always && going * 100 > all * usize::from(wish.limit.percent)
     };
     let emptied = wish.desired.is_empty();
-    let held_kinds: BTreeMap<_, _> =
-        counts.into_iter().filter(|(kind, count)| emptied || too_many(*kind, *count)).collect();
-    let waits = |id: &ResourceId| held_kinds.contains_key(&id.kind) && !wish.confirmed.contains(id);
+    let held_groups: BTreeMap<_, _> =
+        counts.into_iter().filter(|(of, count)| emptied || too_many(of, *count)).collect();
+    let waits = |id: &ResourceId| held_groups.contains_key(&counted(id)) && !wish.confirmed.contains(id);
     let (held, done): (BTreeSet<_>, BTreeSet<_>) = removals.into_iter().partition(waits);
     if held.is_empty() {
         return (done, None);
     }
-    let what: Vec<_> = held_kinds
+    let mut what: Vec<_> = held_groups
         .iter()
-        .map(|(kind, count)| format!("{count} of {} {}", index.all(*kind).len(), kind.plural()))
+        .take(MAX_NAMED)
+        .map(|(of, count)| format!("{count} of {} {} in '{}'", in_force(of), of.0.plural(), of.1))
         .collect();
+    if held_groups.len() > what.len() {
+        what.push("others".into());
+    }
     let why =
         if emptied { "it declares nothing any more" } else { "that is more than goes without a question" };
     let message = format!(

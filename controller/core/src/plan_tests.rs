@@ -9,10 +9,6 @@ use crate::{
     testing::{World, document, id, resource},
 };
 
-fn users(count: usize) -> Vec<(String, String)> {
-    (0..count).map(|i| (format!("user-{i:03}.toml"), document("User", &format!("user-{i:03}"), ""))).collect()
-}
-
 fn messages(plan: &Plan) -> Vec<String> {
     plan.rejected.values().flatten().map(ToString::to_string).collect()
 }
@@ -123,61 +119,6 @@ fn an_incomplete_listing_removes_nothing() {
     assert!(world.plan_all().is_empty());
     world.desired.set_complete(true);
     assert_eq!(world.plan_all().removals.len(), 1);
-}
-
-#[test]
-fn removals_of_many_wait() {
-    let files = users(50);
-    let files: Vec<_> = files.iter().map(|(p, t)| (p.as_str(), t.clone())).collect();
-    let mut world = World::of(&files);
-    for (path, _) in &files[..10] {
-        world.delete(path);
-    }
-    let plan = world.plan_all();
-    assert_eq!((plan.removals.len(), plan.held), (10, None), "20 % go");
-    world.delete(files[10].0);
-    let plan = world.plan_all();
-    let held = plan.held.clone().unwrap();
-    assert!(plan.removals.is_empty(), "11 of 50 wait");
-    assert_eq!(held.resources.len(), 11);
-    assert!(
-        held.message.contains("11 of 50 users") && held.message.contains("confirm-prune"),
-        "{}",
-        held.message
-    );
-    let confirmed = world.plan(&held.resources, &held.resources);
-    assert_eq!(confirmed.removals.len(), 11);
-    world.commit(&confirmed);
-    assert!(world.plan_all().is_empty());
-}
-
-#[test]
-fn a_slow_removal_of_many_waits_too() {
-    let files = users(50);
-    let files: Vec<_> = files.iter().map(|(p, t)| (p.as_str(), t.clone())).collect();
-    let mut world = World::of(&files);
-    let mut removed = 0;
-    for (path, _) in &files {
-        let touched = world.delete(path);
-        let plan = world.plan(&touched, &BTreeSet::new());
-        removed += plan.removals.len();
-        *world.recent.entry(KindName::User).or_default() += plan.removals.len();
-        world.commit(&plan);
-    }
-    assert_eq!(removed, 10);
-    world.recent.clear();
-    assert_eq!(world.plan_all().held.unwrap().resources.len(), 40);
-}
-
-#[test]
-fn an_emptied_directory_removes_nothing() {
-    let mut world = World::of(&[("a.toml", document("User", "ana", ""))]);
-    world.delete("a.toml");
-    let plan = world.plan_all();
-    assert!(plan.is_empty());
-    let held = plan.held.unwrap();
-    assert!(held.message.contains("declares nothing"), "{}", held.message);
-    assert_eq!(world.plan(&held.resources, &held.resources).removals.len(), 1);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use crate::{
     },
     live::{
         InProcess, Live,
-        shared::{RedisUrl, Shared, SharedOptions},
+        shared::{BusKey, RedisUrl, Shared, SharedOptions},
     },
     metrics::Metrics,
     replica::{Alone, DatabaseLease, Elector, Leadership, Roll},
@@ -167,6 +167,7 @@ impl World {
         let bus = shared.then(|| {
             Shared::start(SharedOptions {
                 replica,
+                key: BusKey::of(&keys.envelope),
                 database: Some(Arc::new(store.clone())),
                 redis,
                 prefix: String::new(),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use super::{PutError, Told, task::Task};
+use super::{PutError, Told, report::held_digest, task::Task};
 use crate::{
     replica::{Leadership, Standing},
     store::{Actor, LeaderEpoch, Store, StoreError},
@@ -28,6 +28,10 @@ struct Request {
     id: Uuid,
     /// The account that confirms.
     account: String,
+    /// What is confirmed, as the leader told it.
+    held_digest: String,
+    /// When, by the clock of the database.
+    asked_at: Timestamp,
 }
 
 /// What the leader did.
@@ -53,10 +57,16 @@ pub(super) async fn ask_leader(
         _ => None,
     };
     let Actor::Admin(account) = actor else { return Err(PutError::NoLeader(leader())) };
-    if told(store).await?.held.is_empty() {
+    let waits = told(store).await?;
+    if waits.held.is_empty() {
         return Ok(0);
     }
-    let request = Request { id: Uuid::new_v4(), account: account.clone() };
+    let request = Request {
+        id: Uuid::new_v4(),
+        account: account.clone(),
+        held_digest: waits.held_digest,
+        asked_at: store.clock().await?,
+    };
     write(store, REQUEST, Some(&request), None).await?;
     let end = Instant::now() + PATIENCE;
     while Instant::now() < end {
@@ -65,6 +75,10 @@ pub(super) async fn ask_leader(
             Some(answer) if answer.id == request.id => return answer.outcome.map_err(PutError::AtLeader),
             _ => {}
         }
+    }
+    // Nobody waits for it any more: whoever leads next is not to take it up.
+    if read::<Request>(store, REQUEST).await?.is_some_and(|left| left.id == request.id) {
+        write::<Request>(store, REQUEST, None, None).await?;
     }
     Err(PutError::NoLeader(leader()))
 }
@@ -81,13 +95,16 @@ impl Task {
     }
 
     async fn tell_replicas(&mut self, epoch: LeaderEpoch) -> Result<(), StoreError> {
-        if self.held.is_some()
-            && let Some(request) = read::<Request>(&self.parts.store, REQUEST).await?
-        {
-            write::<Request>(&self.parts.store, REQUEST, None, Some(epoch)).await?;
-            let outcome = self.confirm_prune(&Actor::Admin(request.account)).await;
-            let answer = Answer { id: request.id, outcome: outcome.map_err(|error| error.to_string()) };
-            write(&self.parts.store, ANSWER, Some(&answer), Some(epoch)).await?;
+        let store = self.parts.store.clone();
+        if store.note(REQUEST).await?.is_some() {
+            let request = read::<Request>(&store, REQUEST).await?;
+            // Taken away whatever comes of it: it is not to speak of what waits another time.
+            write::<Request>(&store, REQUEST, None, Some(epoch)).await?;
+            if let Some(request) = request {
+                let outcome = self.answer(&request, store.clock().await?).await;
+                let answer = Answer { id: request.id, outcome };
+                write(&store, ANSWER, Some(&answer), Some(epoch)).await?;
+            }
         }
         let told = self.shared.report().told();
         if self.told.as_ref() != Some(&told) {
@@ -95,6 +112,19 @@ impl Task {
             self.told = Some(told);
         }
         Ok(())
+    }
+}
+
+impl Task {
+    /// Carries out what was confirmed, if it is still what waits, and somebody waits for the answer.
+    async fn answer(&mut self, request: &Request, now: Timestamp) -> Result<usize, String> {
+        let held = self.held.as_ref().map(held_digest).unwrap_or_default();
+        let age = Duration::try_from(now.duration_since(request.asked_at)).unwrap_or_default();
+        if held != request.held_digest || age > PATIENCE {
+            return Err("what waits for a confirmation has changed since: look at it again".to_owned());
+        }
+        let outcome = self.confirm_prune(&Actor::Admin(request.account.clone())).await;
+        outcome.map_err(|error| error.to_string())
     }
 }
 

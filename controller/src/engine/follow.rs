@@ -1,15 +1,18 @@
 //! Following what is committed, whoever did: at the cost of what changed.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use horizon_controller_core::{Index, Scope};
 use horizon_crds::{KindName, ResourceId};
 use horizon_model::ServerId;
 
-use super::task::Task;
+use super::{statuses::Statuses, task::Task};
 use crate::{
     live::Hint,
-    store::{Revision, StoreError},
+    store::{ResourceNews, Revision, Store, StoreError},
 };
 
 impl Task {
@@ -31,12 +34,24 @@ impl Task {
 
     /// Takes in what was committed since the index in force. Returns what differs.
     pub(super) async fn catch_up(&mut self) -> Result<BTreeSet<ResourceId>, StoreError> {
-        let news = self.parts.store.resources_since(self.shared.current()).await?;
+        let current = self.shared.current();
+        let index = self.shared.index();
+        let mut news = self.parts.store.resources_since(current).await?;
+        let went_back = news.revision < current;
+        if went_back {
+            tracing::error!(
+                revision = %news.revision, before = %current,
+                "the database went back to an earlier version: what is in force is read anew"
+            );
+            news = everything_anew(&self.parts.store, &index).await?;
+        }
         self.behind = false;
-        if news.revision == self.shared.current() {
+        // Whatever was heard of: this is the newest there is.
+        self.hinted = news.revision;
+        if news.revision == current && !went_back {
+            self.parts.metrics.index_behind.set(0);
             return Ok(BTreeSet::new());
         }
-        let index = self.shared.index();
         let mut next = (*index).clone();
         let mut changed = BTreeSet::new();
         for (id, uid) in news.removed {
@@ -59,9 +74,15 @@ impl Task {
                 self.statuses.forget(old.uid, &old.id());
             }
         }
+        if went_back {
+            self.statuses = Statuses::default();
+        }
         self.hand_out(&next, news.revision);
         let scope = Scope::of(&index, &next, &changed);
         self.tell(&scope, &next).await;
+        if went_back && self.term.is_some() {
+            self.statuses.mark_all(&next);
+        }
         if self.term.is_some() {
             changed.iter().filter_map(|id| next.by_id(id)).for_each(|stored| self.desired.share(stored));
         }
@@ -109,4 +130,13 @@ impl Task {
             self.parts.live.publish_here(Hint::ServerChanged(server));
         }
     }
+}
+
+/// What is in force, and what of an index is not.
+async fn everything_anew(store: &Store, index: &Index) -> Result<ResourceNews, StoreError> {
+    let (put, revision) = store.load_resources().await?;
+    let uids: HashSet<_> = put.iter().map(|stored| stored.uid).collect();
+    let gone = index.iter().filter(|stored| !uids.contains(&stored.uid));
+    let removed = gone.map(|stored| (stored.id(), stored.uid)).collect();
+    Ok(ResourceNews { revision, put, removed })
 }

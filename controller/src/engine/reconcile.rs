@@ -146,9 +146,9 @@ impl Task {
     ) -> usize {
         let mut counts = Recent::new();
         for id in plan.removals.iter().filter(|id| !confirmed.contains(*id)) {
-            *counts.entry(id.kind).or_default() += 1;
+            *counts.entry((id.kind, id.namespace.clone())).or_default() += 1;
         }
-        self.recent.extend(counts.into_iter().map(|(kind, count)| (started, kind, count)));
+        self.recent.extend(counts.into_iter().map(|(of, count)| (started, of, count)));
         // Every held removal and every rejected document was looked at again.
         self.rejected.retain(|id, _| !touched.contains(id));
         self.rejected.append(&mut plan.rejected);
@@ -263,14 +263,14 @@ impl Task {
         self.shared.set_report(report);
     }
 
-    /// How many resources of each kind went in the last while.
+    /// How many resources of each kind and namespace went in the last while.
     fn recent_removals(&mut self, now: Instant) -> Recent {
         while self.recent.front().is_some_and(|(at, _, _)| now.duration_since(*at) > RECENT) {
             self.recent.pop_front();
         }
         let mut recent = BTreeMap::new();
-        for (_, kind, count) in &self.recent {
-            *recent.entry(*kind).or_default() += count;
+        for (_, of, count) in &self.recent {
+            *recent.entry(of.clone()).or_default() += count;
         }
         recent
     }

@@ -6,6 +6,7 @@ use horizon_controller_core::{Index, PruneLimit, status::Status};
 use horizon_crds::{ConditionStatus, ConditionType, KindName, Resource, parse};
 use horizon_model::{Secret, ServerId};
 use jiff::Timestamp;
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::{sync::broadcast, task::JoinHandle};
 
@@ -285,6 +286,80 @@ async fn removals_are_confirmed_at_any_replica() {
     assert_eq!(leader.engine.held(), None);
     let audit = site.store.list_audit(1).await.unwrap();
     assert!(serde_json::to_string(&audit).unwrap().contains("root"), "it names who confirmed");
+    leader.stop().await;
+    follower.stop().await;
+}
+
+/// A confirmation speaks of what waited when it was given, and of nothing else.
+#[tokio::test]
+async fn a_confirmation_of_something_else_lets_nothing_go() {
+    const REQUEST: &str = "leader.prune_request";
+    let site = Site::new().await;
+    for i in 0..10 {
+        site.write(&format!("u{i}"), "User", "");
+    }
+    let leader = site.leader().await;
+    leader.until(|index| index.len() == 10).await;
+    let leave = async |digest: &str, asked_at: Timestamp| {
+        let id = "0191d3a0-0000-7000-8000-000000000000";
+        let request = json!({ "id": id, "account": "root", "held_digest": digest, "asked_at": asked_at });
+        site.store.put_note(REQUEST, Some(&request), Timestamp::now(), None).await.unwrap();
+        eventually("it is taken away", || async { site.store.note(REQUEST).await.unwrap().is_none() }).await;
+        eventually("it is answered", || async {
+            site.store.note("leader.prune_answer").await.unwrap().is_some_and(|answer| answer["id"] == id)
+        })
+        .await;
+        let answer = site.store.note("leader.prune_answer").await.unwrap().unwrap();
+        site.store.put_note("leader.prune_answer", None, Timestamp::now(), None).await.unwrap();
+        answer["outcome"].clone()
+    };
+    let now = site.store.clock().await.unwrap();
+    // Nothing waits any more.
+    assert!(leave("ab", now).await["Err"].as_str().unwrap().contains("changed"));
+    for i in 0..8 {
+        site.delete(&format!("u{i}"));
+    }
+    eventually("they wait", || async { leader.engine.held().is_some_and(|held| held.resources.len() == 8) })
+        .await;
+    let digest = leader.engine.report().await.unwrap().held_digest;
+    // Something else waits, or it was long ago.
+    assert!(leave("ab", site.store.clock().await.unwrap()).await["Err"].is_string());
+    assert!(leave(&digest, now - jiff::SignedDuration::from_mins(5)).await["Err"].is_string());
+    assert_eq!((leader.engine.index().len(), leader.engine.held().unwrap().resources.len()), (10, 8));
+    assert_eq!(leave(&digest, site.store.clock().await.unwrap()).await["Ok"], 8);
+    leader.stop().await;
+}
+
+/// A backup that is restored under a running replica.
+#[tokio::test]
+async fn a_database_that_went_back_is_read_anew() {
+    let site = Site::new().await;
+    site.write("zoe", "User", "");
+    let (leader, follower) = (site.leader().await, site.follower().await);
+    follower.has(KindName::User, "zoe").await;
+    for name in ["ana", "ben"] {
+        follower.engine.put(resource("User", name, ""), admin()).await.unwrap();
+    }
+    let lost = leader.has(KindName::User, "zoe").await.get(KindName::User, "default", "zoe").unwrap().uid;
+    leader.has(KindName::User, "ben").await;
+    follower.until(|index| index.len() == 3).await;
+    // What the leader brought into force is lost, too, and the last of the others.
+    let url = format!("sqlite://{}", site.dir.path().join("horizon.db").display());
+    let pool = sqlx::SqlitePool::connect(&url).await.unwrap();
+    let lose = "PRAGMA foreign_keys = OFF; BEGIN; DELETE FROM resources WHERE name IN ('zoe', 'ben'); \
+                UPDATE counters SET value = 1 WHERE name = 'resources'; COMMIT;";
+    sqlx::raw_sql(lose).execute(&pool).await.unwrap();
+    pool.close().await;
+    for replica in [&leader, &follower] {
+        let index = replica
+            .until(|index| {
+                index.get(KindName::User, "default", "ben").is_none()
+                    && index.get(KindName::User, "default", "zoe").is_some_and(|zoe| zoe.uid != lost)
+            })
+            .await;
+        assert!(index.get(KindName::User, "default", "ana").is_some());
+        assert_eq!(index.len(), 2);
+    }
     leader.stop().await;
     follower.stop().await;
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    fmt::Write as _,
     sync::Arc,
 };
 
@@ -31,6 +32,8 @@ pub struct Told {
     pub problems: Vec<ToldProblem>,
     /// Resources whose removal waits for a confirmation.
     pub held: Vec<String>,
+    /// Stands for all of them, also those that are too many to be listed; empty when none wait.
+    pub held_digest: String,
 }
 
 /// One thing that is wrong.
@@ -79,8 +82,19 @@ impl Report {
         Told {
             problems: self.problems.iter().take(MAX_TOLD).map(problem).collect(),
             held: held.take(MAX_TOLD).map(ToString::to_string).collect(),
+            held_digest: self.held.as_ref().map(held_digest).unwrap_or_default(),
         }
     }
+}
+
+/// Stands for everything that waits.
+pub(super) fn held_digest(held: &PruneHeld) -> String {
+    let mut text = String::new();
+    for id in &held.resources {
+        // Names hold no line breaks.
+        let _ = writeln!(text, "{id}");
+    }
+    horizon_wire::key::sha256(text.as_bytes()).to_string()
 }
 
 /// The resources whose problems differ.

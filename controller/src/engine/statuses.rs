@@ -191,6 +191,10 @@ impl Statuses {
                     }
                     written.extend(computed.write.map(|status| (stored.uid, status)));
                 }
+                // It alone is left out until something about it changes: others are not to wait for it.
+                Err(error) if is_of_a_row(&error) => {
+                    tracing::error!(resource = %id, %error, "a status cannot be made");
+                }
                 Err(error) => return self.failed(&error),
             }
         }
@@ -260,7 +264,15 @@ impl Statuses {
         if self.written.contains_key(&stored.uid) {
             return Ok(());
         }
-        let Some(json) = store.status_of(stored.uid).await? else { return Ok(()) };
+        let json = match store.status_of(stored.uid).await {
+            Ok(Some(json)) => json,
+            Ok(None) => return Ok(()),
+            Err(error) if is_of_a_row(&error) => {
+                tracing::warn!(resource = %stored.id(), %error, "a status cannot be read and is made anew");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         match Status::from_json(stored.resource.kind(), json) {
             Ok(status) => {
                 self.written.insert(stored.uid, status);
@@ -309,6 +321,16 @@ impl Statuses {
             Resource::Approval(_) => Facts::Approval(store.decision_facts(stored.uid).await?),
             Resource::Revocation(_) => Facts::Revocation(store.decision_facts(stored.uid).await?),
         })
+    }
+}
+
+/// Whether what failed is what a row holds, or lacks: it will fail again, and other rows need not.
+fn is_of_a_row(error: &StoreError) -> bool {
+    use sqlx::Error::{ColumnDecode, Decode, RowNotFound};
+    match error {
+        StoreError::Corrupt { .. } | StoreError::Seal(_) => true,
+        StoreError::Database(error) => matches!(error, ColumnDecode { .. } | Decode(_) | RowNotFound),
+        _ => false,
     }
 }
 

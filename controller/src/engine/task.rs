@@ -6,8 +6,8 @@ use std::{
     time::Duration,
 };
 
-use horizon_controller_core::{Desired, PruneHeld, Stored, declared_by, everything};
-use horizon_crds::{KindName, Problem, Resource, ResourceId};
+use horizon_controller_core::{Counted, Desired, PruneHeld, Stored, declared_by, everything};
+use horizon_crds::{Problem, Resource, ResourceId};
 use tokio::{
     sync::{broadcast, mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval_at},
@@ -58,7 +58,7 @@ pub(super) struct Task {
     /// What is wrong, by resource.
     pub(super) problems: ByResource,
     /// Removals of the last while.
-    pub(super) recent: VecDeque<(Instant, KindName, usize)>,
+    pub(super) recent: VecDeque<(Instant, Counted, usize)>,
     /// What is still to be planned because the store refused it, and when.
     pub(super) retry: Option<(Instant, BTreeSet<ResourceId>)>,
     /// Whether everything was planned once in this term.

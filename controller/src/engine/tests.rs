@@ -270,6 +270,31 @@ async fn removals_of_many_wait_for_a_confirmation() {
 }
 
 #[tokio::test]
+async fn a_row_that_cannot_be_read_stops_no_other_status() {
+    let rig = Rig::start(&basics()).await.ready().await;
+    eventually("all have statuses", || async { rig.store.status_texts().await.unwrap().len() == 4 }).await;
+    let (dir, store) = rig.stop().await;
+    store.close().await;
+    let url = format!("sqlite://{}", dir.path().join("horizon.db").display());
+    let pool = sqlx::SqlitePool::connect(&url).await.unwrap();
+    let spoil = "UPDATE servers SET problems = '{' WHERE name = 'berlin'; \
+                 UPDATE resource_status SET status = '{' WHERE uid = (SELECT uid FROM resources WHERE name = 'ana')";
+    sqlx::raw_sql(spoil).execute(&pool).await.unwrap();
+    pool.close().await;
+    write_into(&dir, "ben.toml", &document("User", "ben", ""));
+    let rig = Rig::open(dir).await.ready().await;
+    rig.has(KindName::User, "ben").await;
+    // Servers are made before users; the one that cannot be read was looked at.
+    let uids = [rig.uid(KindName::User, "ben"), rig.uid(KindName::User, "ana")];
+    eventually("the others are made", || async {
+        let texts = rig.store.status_texts().await.unwrap();
+        uids.iter().all(|uid| texts.iter().any(|(of, text)| of == uid && text != "{"))
+    })
+    .await;
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn a_directory_that_is_emptied_or_gone_removes_nothing() {
     let rig = Rig::start(&basics()).await.ready().await;
     for (path, _) in basics() {

@@ -1,7 +1,8 @@
 //! Delivery of secrets through Secrets that belong to the key's object: the garbage collector removes them with it.
 //!
-//! The controller may make, patch and delete Secrets, and read none. A Secret of the wanted name that is somebody else's is
-//! never touched: a patch of one that is there tests, in the same request, that it is one of ours for the very key.
+//! The controller may make, patch and delete Secrets, and asks for none: though the answer to a patch is the whole object, so
+//! that its rights would let it read. A Secret of the wanted name that is somebody else's is never touched: a patch of one
+//! that is there tests, in the same request, that it is one of ours for the very key.
 
 use std::{collections::BTreeMap, io, time::Duration};
 

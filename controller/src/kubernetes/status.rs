@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -46,6 +46,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// For how long a leader may be unsure that it leads before what waits is left to another. One that comes back after longer
 /// is told everything anew.
 const DOUBT: Duration = Duration::from_secs(10);
+/// How many more refusals may be remembered than there are objects: those of objects that are gone are forgotten then.
+const STALE_REFUSALS: usize = 1024;
 /// What is left of a status that does not fit.
 const ESSENTIALS: [&str; 3] = ["phase", "observedGeneration", "conditions"];
 
@@ -75,8 +77,7 @@ struct Inner {
     queue: Queue,
     /// Whether this replica leads: asked before each write.
     leads: Box<dyn Fn() -> bool + Send + Sync>,
-    /// The objects that are not in force as they are written, and what was told about them, so that it is told once.
-    refusals: Mutex<HashMap<Key, u64>>,
+    refusals: Refusals,
 }
 
 impl std::fmt::Debug for Statuses {
@@ -110,7 +111,7 @@ impl Statuses {
             events,
             queue: Queue::default(),
             leads: Box::new(leads),
-            refusals: Mutex::default(),
+            refusals: Refusals::default(),
         };
         let statuses = Self(Arc::new(inner));
         let task = tokio::spawn(work(statuses.0.clone(), budget));
@@ -126,9 +127,9 @@ impl Statuses {
                     self.0.events.publish(&key, object.uid, notice);
                 }
                 if problems.is_empty() {
-                    self.refusals().remove(&key);
+                    self.0.refusals.forget(&key);
                 } else {
-                    self.refusals().entry(key.clone()).or_default();
+                    self.0.refusals.note(&key, None, &self.0.objects);
                 }
                 let urgent = before.is_some_and(|before| before != status);
                 self.put(key, object, &status.observing(object.generation), urgent);
@@ -147,7 +148,7 @@ impl Statuses {
     fn tell_refusal(&self, key: &Key, object: ObjectVersion, status: &Status) {
         let said = notices(None, status);
         let digest = hash(&said.iter().map(|notice| &notice.message).collect::<Vec<_>>());
-        if self.refusals().insert(key.clone(), digest) != Some(digest) {
+        if self.0.refusals.note(key, Some(digest), &self.0.objects) {
             said.into_iter().for_each(|notice| self.0.events.publish(key, object.uid, notice));
         }
     }
@@ -163,9 +164,39 @@ impl Statuses {
         let count = self.0.queue.put(key, waiting, urgent);
         self.0.cluster.metrics.status_queue.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
+}
 
-    fn refusals(&self) -> std::sync::MutexGuard<'_, HashMap<Key, u64>> {
-        self.0.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+/// The objects that are not in force as they are written, and what was told about them, so that it is told once.
+#[derive(Default)]
+struct Refusals(Mutex<HashMap<Key, u64>>);
+
+impl Refusals {
+    fn known(&self) -> MutexGuard<'_, HashMap<Key, u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what is told now, or only that there is something wrong. Returns whether it is news. People choose how many
+    /// names there ever were, so those of objects that are gone are forgotten when they are too many.
+    fn note(&self, key: &Key, told: Option<u64>, objects: &Objects) -> bool {
+        let mut known = self.known();
+        if known.len() >= objects.len() + STALE_REFUSALS && !known.contains_key(key) {
+            known.retain(|key, _| objects.get(key).is_some());
+        }
+        match told {
+            Some(digest) => known.insert(key.clone(), digest) != Some(digest),
+            None => {
+                known.entry(key.clone()).or_default();
+                false
+            }
+        }
+    }
+
+    fn forget(&self, key: &Key) {
+        self.known().remove(key);
+    }
+
+    fn has(&self, key: &Key) -> bool {
+        self.known().contains_key(key)
     }
 }
 
@@ -271,7 +302,10 @@ impl Inner {
                 let _ = timeout(NEWS_TIMEOUT, news).await;
                 Outcome::Again(Duration::ZERO)
             }
-            Failure::Missing => Outcome::Done("gone"),
+            Failure::Missing => {
+                self.refusals.forget(key);
+                Outcome::Done("gone")
+            }
             Failure::Unfit if !self.is_malformed(key) && essentials(&mut waiting.status) => {
                 self.cluster.metrics.wrote("cut");
                 tracing::warn!(kind = %key.kind, namespace = %key.namespace, name = %key.name, error = %words(&error),
@@ -323,7 +357,7 @@ impl Inner {
 
     /// Whether the object was found to be malformed.
     fn is_malformed(&self, key: &Key) -> bool {
-        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).contains_key(key)
+        self.refusals.has(key)
     }
 
     fn wrote(&self, key: &Key, waiting: &Waiting, object: &DynamicObject) {
@@ -371,6 +405,36 @@ mod tests {
         let message = status["conditions"][0]["message"].as_str().unwrap();
         assert!(message.starts_with("the document is in force; the rest"), "{message}");
         assert!(!essentials(&mut status));
+    }
+
+    #[test]
+    fn refusals_of_objects_that_are_gone_are_forgotten() {
+        let (refusals, objects) = (Refusals::default(), Objects::default());
+        let key = |name: &str| Key {
+            kind: horizon_crds::KindName::User,
+            namespace: "horizon".into(),
+            name: name.into(),
+        };
+        let entry = Entry {
+            uid: uuid::Uuid::nil(),
+            generation: 1,
+            version: "1".into(),
+            content: 0,
+            status: 0,
+            accepted: None,
+            wrote: None,
+        };
+        objects.saw(key("stays"), entry);
+        assert!(refusals.note(&key("stays"), Some(1), &objects));
+        assert!(!refusals.note(&key("stays"), Some(1), &objects), "it is told once");
+        for number in 0..10 * STALE_REFUSALS {
+            assert!(refusals.note(&key(&number.to_string()), Some(1), &objects));
+            assert!(refusals.known().len() <= objects.len() + STALE_REFUSALS);
+        }
+        assert!(!refusals.note(&key("stays"), Some(1), &objects), "one that is there is remembered");
+        assert!(refusals.note(&key("stays"), Some(2), &objects), "something else is told again");
+        refusals.forget(&key("stays"));
+        assert!(!refusals.has(&key("stays")));
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub struct LiveMetrics {
     pub cache_hits: Family<NameLabel, Counter>,
     /// Not found in a cache, by cache.
     pub cache_misses: Family<NameLabel, Counter>,
-    /// Hints, by direction (`sent`, `received`, `dropped`).
+    /// Hints, by direction (`sent`, `received`, `dropped`), and messages that no replica wrote (`malformed`).
     pub hints: Family<NameLabel, Counter>,
     /// How often hints were lost on the way from others, so that everything was looked at.
     pub hints_lost: Counter,

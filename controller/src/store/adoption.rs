@@ -116,7 +116,8 @@ pub(super) async fn undo_removal(db: &mut Connection, uid: Uuid, before: &str) -
         Resource::RegistrationKey(key) if key.spec.revocation.is_none() => {
             query(
                 "UPDATE registration_keys SET revoked_date = NULL, revocation_reason = NULL \
-                 WHERE key_uid = $1 AND revocation_reason = $2",
+                 WHERE key_uid = $1 AND revocation_reason = $2 \
+                 AND NOT EXISTS (SELECT 1 FROM revocations v WHERE v.target_id = registration_keys.key_uid)",
             )
             .bind(&id)
             .bind(REMOVED)
@@ -127,7 +128,8 @@ pub(super) async fn undo_removal(db: &mut Connection, uid: Uuid, before: &str) -
             query(
                 "UPDATE personal_keys SET deactivation_date = NULL, deactivation_reason = NULL, \
                  status = CASE WHEN activation_date IS NULL THEN 'pending' ELSE 'active' END \
-                 WHERE key_id = $1 AND status = 'deactivated' AND deactivation_reason = $2",
+                 WHERE key_id = $1 AND status = 'deactivated' AND deactivation_reason = $2 \
+                 AND NOT EXISTS (SELECT 1 FROM revocations v WHERE v.target_id = personal_keys.key_id)",
             )
             .bind(&id)
             .bind(REMOVED)
@@ -147,7 +149,8 @@ pub(super) async fn undo_consequences(db: &mut Connection) -> Result<(), StoreEr
          AND key_uid IN (SELECT uid FROM resources WHERE kind = 'RegistrationKey' AND deleted_at IS NULL) \
          AND EXISTS (SELECT 1 FROM resources r WHERE r.kind = 'Server' AND r.deleted_at IS NULL \
          AND r.namespace = registration_keys.namespace AND r.name = registration_keys.server_name \
-         AND r.created_at < registration_keys.revoked_date)",
+         AND r.created_at < registration_keys.revoked_date) \
+         AND NOT EXISTS (SELECT 1 FROM revocations v WHERE v.target_id = registration_keys.key_uid)",
     )
     .bind(SERVER_REMOVED)
     .execute(&mut *db)
@@ -157,7 +160,8 @@ pub(super) async fn undo_consequences(db: &mut Connection) -> Result<(), StoreEr
          status = CASE WHEN activation_date IS NULL THEN 'pending' ELSE 'active' END \
          WHERE status = 'deactivated' AND deactivation_reason = $1 \
          AND key_id IN (SELECT uid FROM resources WHERE kind = 'PersonalKey' AND deleted_at IS NULL) \
-         AND user_uid IN (SELECT uid FROM resources WHERE kind = 'User' AND deleted_at IS NULL)",
+         AND user_uid IN (SELECT uid FROM resources WHERE kind = 'User' AND deleted_at IS NULL) \
+         AND NOT EXISTS (SELECT 1 FROM revocations v WHERE v.target_id = personal_keys.key_id)",
     )
     .bind(USER_REMOVED)
     .execute(&mut *db)

@@ -98,7 +98,8 @@ impl Store {
         }))
     }
 
-    /// Gives channels back. Says of each whether it was still held by that lease.
+    /// Gives channels back. Says of each whether nobody took it since that lease: also when it was given back before, as by
+    /// an attempt of this whose commit was made but not acknowledged.
     pub async fn release_channels(
         &self,
         channels: &[(ServerId, ChannelLease)],
@@ -114,7 +115,7 @@ impl Store {
                 let (Some((server, lease)), Some(done)) = (channels.get(*i), released.get_mut(*i)) else { continue };
                 let update = query(
                     "UPDATE servers SET channel_replica = NULL, channel_incarnation = NULL, channel_since = NULL \
-                     WHERE server_id = $1 AND channel_lease = $2 AND channel_replica IS NOT NULL",
+                     WHERE server_id = $1 AND channel_lease = $2",
                 );
                 let update = update.bind(server.to_string()).bind(lease.0).execute(&mut *tx).await?;
                 *done = update.rows_affected() > 0;

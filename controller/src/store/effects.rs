@@ -182,7 +182,7 @@ async fn put(
                 .execute(&mut *db)
                 .await?;
             if lifecycle.state == LifecycleState::Decommissioned {
-                decommission(db, &uid, lifecycle.reason.as_str(), now).await?;
+                decommission(db, &uid, &decided(lifecycle.reason.as_str()), now).await?;
             }
             refresh_server(db, &uid).await
         }
@@ -222,6 +222,12 @@ pub(super) const SERVER_REMOVED: &str = "its server was removed";
 /// Why personal keys ended with their user.
 pub(super) const USER_REMOVED: &str = "its user was removed";
 
+/// The reason of a decision, which never reads as that of a consequence: what was decided is not undone.
+pub(super) fn decided(reason: &str) -> String {
+    let end = if [REMOVED, SERVER_REMOVED, USER_REMOVED].contains(&reason) { "." } else { "" };
+    format!("{reason}{end}")
+}
+
 async fn remove(
     db: &mut Connection,
     change: &Done,
@@ -247,9 +253,28 @@ async fn remove(
             servers.insert(ServerId(change.uid));
             Ok(())
         }
-        KindName::RegistrationKey => revocation::registration_key(db, &uid, REMOVED, now).await,
+        KindName::RegistrationKey => {
+            query(
+                "UPDATE registration_keys SET revoked_date = $1, revocation_reason = $2 \
+                 WHERE key_uid = $3 AND revoked_date IS NULL",
+            )
+            .bind(millis(now))
+            .bind(REMOVED)
+            .bind(&uid)
+            .execute(&mut *db)
+            .await?;
+            Ok(())
+        }
         KindName::PersonalKey => {
-            revocation::personal_key(db, &uid, REMOVED, false, now).await?;
+            query(
+                "UPDATE personal_keys SET status = 'deactivated', deactivation_date = $1, deactivation_reason = $2 \
+                 WHERE key_id = $3 AND deactivation_date IS NULL",
+            )
+            .bind(millis(now))
+            .bind(REMOVED)
+            .bind(&uid)
+            .execute(&mut *db)
+            .await?;
             servers.extend(revocation::servers_of_key(db, &uid).await?);
             Ok(())
         }

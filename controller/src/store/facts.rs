@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::{
     DeviceView, Store, StoreError,
     dialect::{Connection, Row, query},
+    registration,
     row::Columns as _,
 };
 
@@ -181,7 +182,7 @@ impl Store {
             used_at: row.maybe_time("used_date")?,
             used_by: row.maybe_bytes32("used_by_public_key")?.map(PublicKey),
             revoked_at: row.maybe_time("revoked_date")?,
-            secret_file: row.maybe_text("secret_file")?,
+            secret_file: registration::secret_file(&row)?,
         })
     }
 
@@ -297,6 +298,6 @@ fn read_personal(row: &Row) -> Result<PersonalKeyFacts, StoreError> {
         deactivation_reason: row.maybe_text("deactivation_reason")?,
         compromised: row.text("status")? == "compromised",
         devices: Vec::new(),
-        secret_file: row.maybe_text("secret_file")?,
+        secret_file: registration::secret_file(row)?,
     })
 }

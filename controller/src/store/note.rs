@@ -6,6 +6,11 @@ use serde_json::Value;
 use super::{LeaderEpoch, Store, StoreError, dialect::query, leadership, row::Columns as _, settings};
 
 impl Store {
+    /// What time it is by the clock of the database, which is the same for every replica.
+    pub async fn clock(&self) -> Result<Timestamp, StoreError> {
+        query("SELECT {now} AS clock").fetch_one(self.readers()).await?.time("clock")
+    }
+
     /// A note.
     pub async fn note(&self, name: &str) -> Result<Option<Value>, StoreError> {
         let row = query("SELECT setting_value FROM system_settings WHERE setting_name = $1")

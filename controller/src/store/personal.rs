@@ -6,9 +6,10 @@ use horizon_model::{KeyId, TaggedSecret};
 use jiff::Timestamp;
 
 use super::{
-    Actor, IssueError, Store, StoreError,
+    Actor, IssueError, LeaderEpoch, Store, StoreError,
     audit::{self, Record},
     dialect::query,
+    registration::{UNDELIVERED, fence},
     row::Columns as _,
     seal::random,
 };
@@ -35,37 +36,62 @@ impl Store {
         key: KeyId,
         now: Timestamp,
     ) -> Result<PersonalSecret, IssueError> {
+        self.issue(key, None, now).await
+    }
+
+    /// The same for a leader that delivers the secret. One that was made to be delivered, and that no note says where it is
+    /// ([`note_secret_file`](Self::note_secret_file)), is replaced: nobody was told of it.
+    pub async fn personal_secret_to_deliver(
+        &self,
+        key: KeyId,
+        leader: LeaderEpoch,
+        now: Timestamp,
+    ) -> Result<PersonalSecret, IssueError> {
+        self.issue(key, Some(leader), now).await
+    }
+
+    async fn issue(
+        &self,
+        key: KeyId,
+        deliverer: Option<LeaderEpoch>,
+        now: Timestamp,
+    ) -> Result<PersonalSecret, IssueError> {
         let secret = self.sealer().tagged(key, &random());
         let salt: [u8; SALT_BYTES] = random();
         let hash = self.hash(secret.clone(), salt.to_vec()).await?;
-        self.retried("issue_personal_secret", || self.keep_hash(key, &hash, &salt, now)).await?;
+        self.retried("issue_personal_secret", || self.keep_hash(key, (&hash, &salt), deliverer, now)).await?;
         Ok(PersonalSecret { key, secret })
     }
 
     async fn keep_hash(
         &self,
         key: KeyId,
-        hash: &[u8],
-        salt: &[u8],
+        (hash, salt): (&[u8], &[u8]),
+        deliverer: Option<LeaderEpoch>,
         now: Timestamp,
     ) -> Result<(), IssueError> {
         let mut tx = self.begin().await?;
+        fence(&mut tx, deliverer).await?;
         let row = query("SELECT * FROM personal_keys WHERE key_id = $1 {lock}")
             .bind(key.to_string())
             .fetch_optional(&mut *tx)
             .await
             .map_err(StoreError::from)?
             .ok_or(IssueError::Unknown)?;
-        if row.maybe_bytes("key_hash")?.is_some() {
+        let undelivered = row.maybe_text("secret_file")?.is_some_and(|file| file == UNDELIVERED);
+        if row.maybe_bytes("key_hash")?.is_some() && !(deliverer.is_some() && undelivered) {
             return Err(IssueError::AlreadyIssued);
         }
         let expired = row.maybe_time("expiration_date")?.is_some_and(|at| at <= now);
-        if expired || row.maybe_time("deactivation_date")?.is_some() {
+        let ended =
+            row.maybe_time("deactivation_date")?.is_some() || row.maybe_time("activation_date")?.is_some();
+        if expired || ended {
             return Err(IssueError::Ended);
         }
-        query("UPDATE personal_keys SET key_hash = $1, key_salt = $2 WHERE key_id = $3 AND key_hash IS NULL")
+        query("UPDATE personal_keys SET key_hash = $1, key_salt = $2, secret_file = $3 WHERE key_id = $4")
             .bind(hash)
             .bind(salt)
+            .bind(deliverer.map(|_| UNDELIVERED))
             .bind(key.to_string())
             .execute(&mut *tx)
             .await

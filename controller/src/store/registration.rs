@@ -9,11 +9,11 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use super::{
-    Actor, ChannelLease, NewEvent, Severity, Source, Store, StoreError,
+    Actor, ChannelLease, LeaderEpoch, NewEvent, Severity, Source, Store, StoreError,
     audit::{self, Record},
     changed, channels,
-    dialect::{Connection, Transaction, query},
-    effects, event, identity, resources,
+    dialect::{Connection, Row, Transaction, query},
+    effects, event, identity, leadership, resources,
     row::{Columns as _, millis},
     seal::{Place, random},
 };
@@ -33,6 +33,22 @@ pub enum IssueError {
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// In the place of the file of a secret that was made to be delivered, as long as it is not known that it was.
+pub(super) const UNDELIVERED: &str = "";
+
+/// The file that a key's secret was delivered to.
+pub(super) fn secret_file(row: &Row) -> Result<Option<String>, StoreError> {
+    Ok(row.maybe_text("secret_file")?.filter(|file| file != UNDELIVERED))
+}
+
+/// Lets nobody but the leader go on, where one is named.
+pub(super) async fn fence(db: &mut Connection, leader: Option<LeaderEpoch>) -> Result<(), StoreError> {
+    match leader {
+        Some(epoch) if !leadership::leads(db, epoch).await? => Err(StoreError::Fenced),
+        _ => Ok(()),
+    }
 }
 
 /// What an appliance says when it registers.
@@ -114,27 +130,48 @@ impl From<sqlx::Error> for RegisterError {
 impl Store {
     /// Makes the secret of a registration key, once. Only its SHA-256 is kept, which suffices for 256 random bits.
     pub async fn issue_registration_secret(&self, key: Uuid, now: Timestamp) -> Result<Secret, IssueError> {
-        self.retried("issue_registration_secret", || self.issue_once(key, now)).await
+        self.retried("issue_registration_secret", || self.issue_once(key, None, now)).await
     }
 
-    async fn issue_once(&self, key: Uuid, now: Timestamp) -> Result<Secret, IssueError> {
+    /// The same for a leader that delivers the secret. One that was made to be delivered, and that no note says where it is
+    /// ([`note_secret_file`](Self::note_secret_file)), is replaced: nobody was told of it.
+    pub async fn registration_secret_to_deliver(
+        &self,
+        key: Uuid,
+        leader: LeaderEpoch,
+        now: Timestamp,
+    ) -> Result<Secret, IssueError> {
+        self.retried("issue_registration_secret", || self.issue_once(key, Some(leader), now)).await
+    }
+
+    async fn issue_once(
+        &self,
+        key: Uuid,
+        deliverer: Option<LeaderEpoch>,
+        now: Timestamp,
+    ) -> Result<Secret, IssueError> {
         let mut tx = self.begin().await?;
+        fence(&mut tx, deliverer).await?;
         let row = query("SELECT * FROM registration_keys WHERE key_uid = $1 {lock}")
             .bind(key.to_string())
             .fetch_optional(&mut *tx)
             .await
             .map_err(StoreError::from)?
             .ok_or(IssueError::Unknown)?;
-        if row.maybe_bytes("secret_hash")?.is_some() {
+        let undelivered = row.maybe_text("secret_file")?.is_some_and(|file| file == UNDELIVERED);
+        if row.maybe_bytes("secret_hash")?.is_some() && !(deliverer.is_some() && undelivered) {
             return Err(IssueError::AlreadyIssued);
         }
-        let ended = row.maybe_time("revoked_date")?.is_some() || row.time("expiration_date")? <= now;
+        let ended = row.maybe_time("revoked_date")?.is_some()
+            || row.maybe_time("used_date")?.is_some()
+            || row.time("expiration_date")? <= now;
         if ended {
             return Err(IssueError::Ended);
         }
         let secret = Secret::new(random());
-        query("UPDATE registration_keys SET secret_hash = $1 WHERE key_uid = $2 AND secret_hash IS NULL")
+        query("UPDATE registration_keys SET secret_hash = $1, secret_file = $2 WHERE key_uid = $3")
             .bind(hash(&secret))
+            .bind(deliverer.map(|_| UNDELIVERED))
             .bind(key.to_string())
             .execute(&mut *tx)
             .await
@@ -147,10 +184,16 @@ impl Store {
     }
 
     /// Notes the file that a key's secret was delivered to, for a `RegistrationKey` or a `PersonalKey`; `None` when it was
-    /// taken away.
-    pub async fn note_secret_file(&self, key: Uuid, file: Option<&str>) -> Result<(), StoreError> {
+    /// taken away. With a leader's epoch that is no longer in force nothing changes: [`StoreError::Fenced`].
+    pub async fn note_secret_file(
+        &self,
+        key: Uuid,
+        file: Option<&str>,
+        leader: Option<LeaderEpoch>,
+    ) -> Result<(), StoreError> {
         self.repeatable("note_secret_file", || async {
             let mut tx = self.begin().await?;
+            fence(&mut tx, leader).await?;
             for update in [
                 "UPDATE registration_keys SET secret_file = $1 WHERE key_uid = $2",
                 "UPDATE personal_keys SET secret_file = $1 WHERE key_id = $2",

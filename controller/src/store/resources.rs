@@ -175,7 +175,8 @@ impl Store {
         Ok((resources, revision))
     }
 
-    /// What changed since a version, seen at one moment.
+    /// What changed since a version, seen at one moment. A version that is older than that one says that the database went
+    /// back, as by a restored backup: then nothing is known of what changed.
     pub async fn resources_since(&self, from: Revision) -> Result<ResourceNews, StoreError> {
         let _timed = self.timed("resources_since");
         let mut tx = self.readers().snapshot().await?;

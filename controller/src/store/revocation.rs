@@ -9,7 +9,8 @@ use super::{
     Actor, NewEvent, Severity, Source, StoreError,
     audit::{self, Record},
     dialect::{Connection, query},
-    effects, event, resources,
+    effects::{self, REMOVED, SERVER_REMOVED, USER_REMOVED},
+    event, resources,
     row::{Columns as _, millis},
 };
 
@@ -171,11 +172,12 @@ async fn server(
             .execute(&mut *db)
             .await?;
     }
-    effects::decommission(db, id, reason, now).await?;
+    effects::decommission(db, id, &effects::decided(reason), now).await?;
     effects::refresh_server(db, id).await
 }
 
-/// Revokes a registration key. One that was used stays used too: the appliance is not affected.
+/// Decides that a registration key is revoked. One that was used stays used too: the appliance is not affected. What ended it
+/// before because something else was removed is no reason to let it come back any more.
 pub(super) async fn registration_key(
     db: &mut Connection,
     uid: &str,
@@ -183,18 +185,21 @@ pub(super) async fn registration_key(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     query(
-        "UPDATE registration_keys SET revoked_date = $1, revocation_reason = $2 \
-         WHERE key_uid = $3 AND revoked_date IS NULL",
+        "UPDATE registration_keys SET revoked_date = COALESCE(revoked_date, $1), revocation_reason = $2 \
+         WHERE key_uid = $3 AND (revoked_date IS NULL OR revocation_reason IN ($4, $5))",
     )
     .bind(millis(now))
-    .bind(reason)
+    .bind(effects::decided(reason))
     .bind(uid)
+    .bind(REMOVED)
+    .bind(SERVER_REMOVED)
     .execute(&mut *db)
     .await?;
     Ok(())
 }
 
-/// Deactivates a personal key; a compromised one is that also when it was only deactivated before.
+/// Decides that a personal key is deactivated; a compromised one is that also when it was only deactivated before. What ended
+/// it before because something else was removed is no reason to let it come back any more.
 pub(super) async fn personal_key(
     db: &mut Connection,
     id: &str,
@@ -205,11 +210,14 @@ pub(super) async fn personal_key(
     query(
         "UPDATE personal_keys SET status = CASE WHEN $1 OR status = 'compromised' THEN 'compromised' \
          ELSE 'deactivated' END, deactivation_date = COALESCE(deactivation_date, $2), \
-         deactivation_reason = COALESCE(deactivation_reason, $3) WHERE key_id = $4",
+         deactivation_reason = CASE WHEN deactivation_reason IN ($3, $4) THEN $5 \
+         ELSE COALESCE(deactivation_reason, $5) END WHERE key_id = $6",
     )
     .bind(compromised)
     .bind(millis(now))
-    .bind(reason)
+    .bind(REMOVED)
+    .bind(USER_REMOVED)
+    .bind(effects::decided(reason))
     .bind(id)
     .execute(&mut *db)
     .await?;

@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{
     Inner, keys,
-    message::{self, Encoded, Item, Message},
+    message::{self, Encoded, Item, Message, Way},
     roster,
     sequence::Sequence,
 };
@@ -50,13 +50,6 @@ const SILENCE: Duration = Duration::from_secs(15);
 const EVERYTHING_PAUSE: Duration = Duration::from_secs(1);
 /// How many messages of its own a replica waits to hear, for the lag.
 const ECHOES: usize = 1_024;
-
-/// Over which way a message came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    Redis = 0,
-    Database = 1,
-}
 
 /// The state of the bus.
 pub(super) struct Bus {
@@ -197,7 +190,7 @@ impl Inner {
         let deaf = self.redis.is_some() && !self.bus.hears_redis();
         let text = |way: Way| {
             let number = self.bus.sent[way as usize].fetch_add(1, Ordering::Relaxed);
-            (number, message::write(self.replica, number, deaf, items))
+            (number, message::write(&self.bus_key, way, self.replica, number, deaf, items))
         };
         let mut told = false;
         if let Some(redis) = self.redis.as_ref().filter(|redis| redis.usable()) {
@@ -218,9 +211,9 @@ impl Inner {
         told
     }
 
-    /// Takes a message from the bus.
+    /// Takes a message from the bus. What no replica wrote says nothing.
     fn hear(&self, way: Way, text: &[u8]) {
-        let Some(Message { from, number, deaf, items }) = message::read(text) else {
+        let Some(Message { from, number, deaf, items }) = message::read(&self.bus_key, way, text) else {
             self.live_metrics.count_hints("malformed", 1);
             return;
         };

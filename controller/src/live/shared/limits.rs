@@ -16,7 +16,12 @@ use jiff::Timestamp;
 use redis::{Cmd, Value};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{Inner, keys::milliseconds, lock, message::Item};
+use super::{
+    Inner,
+    keys::milliseconds,
+    lock,
+    message::{Item, MAX_LOCKOUT},
+};
 use crate::{
     live::{Counted, Limit, Lockout, party},
     stop::Stop,
@@ -130,12 +135,11 @@ impl Inner {
         }
         let Some(answers) = self.redis_run(commands).await else { return };
         let now = Timestamp::now();
-        for ((what, _), answers) in chunk.iter().zip(answers.chunks(2)) {
+        for ((what, (_, limit)), answers) in chunk.iter().zip(answers.chunks(2)) {
             if let [Value::Int(used), locked] = answers {
-                let used = Duration::from_micros(u64::try_from(*used).unwrap_or(0));
-                self.here.use_up(what, now.checked_add(used).unwrap_or(now));
+                self.here.use_up(what, now.checked_add(used_up(*used, *limit)).unwrap_or(now));
                 if let Value::Int(left @ 1..) = locked {
-                    self.here.lock_out(what.address(), Duration::from_millis(left.unsigned_abs()), now);
+                    self.here.lock_out(what.address(), locked_out(*left), now);
                 }
             }
         }
@@ -176,8 +180,34 @@ impl Inner {
     }
 }
 
+/// For how long a right is used up, by what Redis says (µs): never longer than the script would say.
+fn used_up(said: i64, limit: Limit) -> Duration {
+    let (_, window) = limit.microseconds();
+    Duration::from_micros(u64::try_from(said).unwrap_or(0).min(window.saturating_mul(2)))
+}
+
+/// For how long an address is locked out, by what Redis says (ms), as far as that is believed.
+fn locked_out(said: i64) -> Duration {
+    Duration::from_millis(u64::try_from(said).unwrap_or(0)).min(MAX_LOCKOUT)
+}
+
 fn script(text: &str, key: String, args: &[u64]) -> Cmd {
     let mut command = redis::cmd("EVAL");
     command.arg(text).arg(1).arg(key).arg(args);
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_redis_says_is_believed_within_bounds() {
+        let limit = Limit::per_minute(60);
+        assert_eq!(used_up(-1, limit), Duration::ZERO);
+        assert_eq!(used_up(90_000_000, limit), Duration::from_secs(90));
+        assert_eq!(used_up(i64::MAX, limit), Duration::from_secs(120));
+        assert_eq!(locked_out(1500), Duration::from_millis(1500));
+        assert_eq!(locked_out(i64::MAX), MAX_LOCKOUT);
+    }
 }

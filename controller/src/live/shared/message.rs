@@ -1,6 +1,7 @@
 //! What travels on the bus: hints and the like, several in one message. Compact JSON, small enough for a notification of
-//! Postgres. What arrives is hostile until read: a message that cannot be understood is dropped, and so is the part of one
-//! that a newer controller may have written.
+//! Postgres, after a tag that only who has the envelope key can make: every role of the database may notify, and who has
+//! Redis may publish. What arrives is hostile until its tag is verified and it is read: a message that cannot be understood
+//! is dropped, and so is the part of one that a newer controller may have written.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -9,17 +10,37 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::tag::{BusKey, TAG};
 use crate::{
     live::Hint,
     store::{ChannelLease, ReplicaId, Revision},
 };
 
-/// The largest message, in bytes: Postgres takes less than 8,000.
+/// The largest message with its tag, in bytes: Postgres takes less than 8,000.
 pub(super) const MAX_MESSAGE: usize = 7_500;
 /// The longest reason of a session's end that travels, in bytes.
 const MAX_REASON: usize = 512;
 /// The longest lockout that is believed.
-const MAX_LOCKOUT: Duration = Duration::from_secs(7 * 24 * 3600);
+pub(super) const MAX_LOCKOUT: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Over which way a message goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// A channel of Redis.
+    Redis = 0,
+    /// A notification of the database.
+    Database = 1,
+}
+
+impl Way {
+    /// Ways have numbers of their own: what was said on one is nothing on the other.
+    fn label(self) -> &'static [u8] {
+        match self {
+            Self::Redis => b"redis",
+            Self::Database => b"database",
+        }
+    }
+}
 
 /// One thing that replicas tell each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -175,7 +196,7 @@ pub(super) fn encode(item: &Item) -> Encoded {
 
 /// Takes as many items from the front as fit into one message.
 pub(super) fn pack(items: &[Encoded]) -> usize {
-    const FRAME: usize = 128;
+    const FRAME: usize = TAG + 128;
     let mut length = FRAME;
     items
         .iter()
@@ -186,17 +207,25 @@ pub(super) fn pack(items: &[Encoded]) -> usize {
         .count()
 }
 
-/// A message of items that [`pack`] counted.
-pub(super) fn write(from: ReplicaId, number: u64, deaf: bool, items: &[Encoded]) -> String {
-    format!(r#"{{"r":"{from}","n":{number},"d":{deaf},"h":[{}]}}"#, items.join(","))
+/// A message of items that [`pack`] counted, for one way.
+pub(super) fn write(
+    key: &BusKey,
+    way: Way,
+    from: ReplicaId,
+    number: u64,
+    deaf: bool,
+    items: &[Encoded],
+) -> String {
+    let text = format!(r#"{{"r":"{from}","n":{number},"d":{deaf},"h":[{}]}}"#, items.join(","));
+    key.tagged(way.label(), &text)
 }
 
-/// Reads a message. `None` when it is none.
-pub(super) fn read(text: &[u8]) -> Option<Message> {
+/// Reads a message that came on a way. `None` when it is none, or was not written by a replica for this way.
+pub(super) fn read(key: &BusKey, way: Way, text: &[u8]) -> Option<Message> {
     if text.len() > MAX_MESSAGE {
         return None;
     }
-    let received: Received = serde_json::from_slice(text).ok()?;
+    let received: Received = serde_json::from_slice(key.verified(way.label(), text)?).ok()?;
     let written = received.h.into_iter().filter_map(|value| serde_json::from_value::<Written>(value).ok());
     Some(Message {
         from: ReplicaId(received.r),
@@ -208,9 +237,20 @@ pub(super) fn read(text: &[u8]) -> Option<Message> {
 
 #[cfg(test)]
 mod tests {
+    use horizon_model::Secret;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::store::EnvelopeKey;
+
+    fn key() -> BusKey {
+        BusKey::of(&EnvelopeKey(Secret::new([42; 32])))
+    }
+
+    /// As a replica would have tagged it.
+    fn heard(text: &str) -> Option<Message> {
+        read(&key(), Way::Redis, key().tagged(Way::Redis.label(), text).as_bytes())
+    }
 
     fn id() -> impl Strategy<Value = Uuid> {
         any::<u128>().prop_map(Uuid::from_u128)
@@ -261,9 +301,10 @@ mod tests {
                 prop_assert!(fit > 0);
                 let rest = left.split_off(fit);
                 number = number.wrapping_add(1);
-                let text = write(ReplicaId(from), u64::from(number), deaf, &left);
+                let text = write(&key(), Way::Redis, ReplicaId(from), u64::from(number), deaf, &left);
                 prop_assert!(text.len() <= MAX_MESSAGE);
-                let message = read(text.as_bytes()).unwrap();
+                prop_assert!(read(&key(), Way::Database, text.as_bytes()).is_none());
+                let message = read(&key(), Way::Redis, text.as_bytes()).unwrap();
                 prop_assert_eq!((message.from.0, message.number, message.deaf), (from, u64::from(number), deaf));
                 back.extend(message.items);
                 left = rest;
@@ -273,18 +314,23 @@ mod tests {
 
         #[test]
         fn anything_else_is_survived(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = read(&bytes);
+            prop_assert!(read(&key(), Way::Redis, &bytes).is_none());
+            let _ = heard(&String::from_utf8_lossy(&bytes));
         }
 
         #[test]
-        fn a_damaged_message_is_survived(
+        fn a_damaged_message_is_not_read(
             items in prop::collection::vec(item(), 1..5), at in any::<prop::sample::Index>(), byte in any::<u8>(),
         ) {
             let written: Vec<Encoded> = items.iter().map(encode).collect();
-            let mut text = write(ReplicaId(Uuid::nil()), 1, false, &written).into_bytes();
+            let mut text =
+                write(&key(), Way::Redis, ReplicaId(Uuid::nil()), 1, false, &written).into_bytes();
             let at = at.index(text.len());
+            let same = text[at] == byte;
             text[at] = byte;
-            if let Some(message) = read(&text) {
+            prop_assert_eq!(read(&key(), Way::Redis, &text).is_some(), same);
+            // Also one that was tagged as it is does not break the reader.
+            if let Some(message) = heard(&String::from_utf8_lossy(&text[TAG..])) {
                 prop_assert!(message.items.len() <= items.len());
             }
         }
@@ -294,7 +340,7 @@ mod tests {
     fn what_a_newer_controller_adds_is_passed_over() {
         let text = r#"{"r":"00000000-0000-0000-0000-000000000001","n":7,"later":1,
             "h":[{"zz":[1,2]},{"r":5},"all",7,{"l":["192.0.2.1",18446744073709551615]}]}"#;
-        let message = read(text.as_bytes()).unwrap();
+        let message = heard(text).unwrap();
         assert_eq!(
             message.items,
             [
@@ -303,9 +349,9 @@ mod tests {
                 Item::Lockout("192.0.2.1".parse().unwrap(), MAX_LOCKOUT),
             ]
         );
-        assert!(read(b"").is_none());
-        assert!(read("[".repeat(7000).as_bytes()).is_none());
-        assert!(read(&[b' '; MAX_MESSAGE + 1]).is_none());
+        assert!(heard("").is_none());
+        assert!(heard(&"[".repeat(7000)).is_none());
+        assert!(heard(&format!("{text}{}", " ".repeat(MAX_MESSAGE))).is_none());
         let long = Hint::SessionEnded {
             session: SessionId(Uuid::nil()),
             device: DeviceId(Uuid::nil()),

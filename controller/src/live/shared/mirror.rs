@@ -8,7 +8,7 @@ use std::{
 };
 
 use horizon_model::{DeviceId, ServerId};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use redis::{FromRedisValue, Value};
 use tokio::{
     sync::Notify,
@@ -26,7 +26,7 @@ use super::{
 use crate::{
     live::{Hint, Live as _, Presence},
     stop::Stop,
-    store::ReplicaId,
+    store::{ChannelLease, ReplicaId},
 };
 
 /// How often everything is read anew, whatever was heard.
@@ -37,6 +37,11 @@ const GATHER: Duration = Duration::from_millis(10);
 const MOVING: Duration = Duration::from_secs(15);
 /// When more changed than this, everything is read.
 const MANY: usize = 5_000;
+/// For how long the lease of one that went counts, far longer than sessions wait for an appliance that is gone. After it any
+/// other is believed: what Redis said wrongly does not stay, and a database may be back at smaller leases.
+const BELIEVED: SignedDuration = SignedDuration::from_mins(15);
+/// How many servers are remembered although they went longer ago.
+const MAX_GONE: usize = 50_000;
 /// How many fields are asked for at once.
 const CHUNK: usize = 1_000;
 /// The most replicas that are looked at.
@@ -48,11 +53,27 @@ struct Remote {
     presence: Presence,
 }
 
+/// What is to be read: everything, or these.
 #[derive(Default)]
 struct Dirty {
     everything: bool,
     servers: HashSet<ServerId>,
     devices: HashSet<DeviceId>,
+}
+
+impl Dirty {
+    /// Adds what was to be read before. Of too many, everything is.
+    fn add(&mut self, other: Self) {
+        self.everything |= other.everything;
+        if !self.everything {
+            self.servers.extend(other.servers);
+            self.devices.extend(other.devices);
+            self.everything = self.servers.len().max(self.devices.len()) > MANY;
+        }
+        if self.everything {
+            (self.servers, self.devices) = Default::default();
+        }
+    }
 }
 
 /// Who is connected elsewhere.
@@ -103,23 +124,19 @@ impl Mirror {
     }
 
     pub(super) fn server_changed(&self, server: ServerId) {
-        let mut dirty = lock(&self.dirty);
-        dirty.servers.insert(server);
-        dirty.everything |= dirty.servers.len() > MANY;
-        drop(dirty);
-        self.wake.notify_one();
+        self.changed(Dirty { servers: [server].into(), ..Dirty::default() });
     }
 
     pub(super) fn device_changed(&self, device: DeviceId) {
-        let mut dirty = lock(&self.dirty);
-        dirty.devices.insert(device);
-        dirty.everything |= dirty.devices.len() > MANY;
-        drop(dirty);
-        self.wake.notify_one();
+        self.changed(Dirty { devices: [device].into(), ..Dirty::default() });
     }
 
     pub(super) fn everything_changed(&self) {
-        lock(&self.dirty).everything = true;
+        self.changed(Dirty { everything: true, ..Dirty::default() });
+    }
+
+    fn changed(&self, what: Dirty) {
+        lock(&self.dirty).add(what);
         self.wake.notify_one();
     }
 
@@ -146,6 +163,17 @@ impl Mirror {
                 (known.presence.online, known.presence.since, known.presence.last_seen) = (false, now, now);
                 changed.push(*server);
             }
+        }
+        if of.is_none() {
+            let many = servers.len() > MAX_GONE;
+            servers.retain(|_, known| {
+                let long_gone =
+                    !known.presence.online && now.duration_since(known.presence.since) >= BELIEVED;
+                if long_gone {
+                    known.presence.lease = ChannelLease(i64::MIN);
+                }
+                !(long_gone && many)
+            });
         }
         for (server, remote) in newest {
             let known = servers.get(&server);
@@ -236,10 +264,7 @@ pub(super) async fn follow(shared: Arc<Inner>, mut stop: Stop) {
                 known = alive;
             }
             Err(Unread) => {
-                let mut again = lock(&shared.mirror.dirty);
-                again.everything |= dirty.everything;
-                again.servers.extend(dirty.servers);
-                again.devices.extend(dirty.devices);
+                lock(&shared.mirror.dirty).add(dirty);
             }
         }
         changed.into_iter().for_each(|server| shared.here.publish(Hint::PresenceChanged { server }));
@@ -415,4 +440,92 @@ fn has(alive: &BTreeMap<ReplicaId, Place>, place: Place) -> bool {
 /// What Redis answered; nothing when it is not what it should be.
 fn parsed<T: FromRedisValue + Default>(value: Value) -> T {
     redis::from_redis_value(value).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use horizon_model::Incarnation;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn server(number: u128) -> ServerId {
+        ServerId(Uuid::from_u128(number))
+    }
+
+    fn remote(lease: i64, now: Timestamp) -> Remote {
+        let presence = Presence {
+            online: true,
+            since: now,
+            last_seen: now,
+            incarnation: Incarnation(Uuid::nil()),
+            lease: ChannelLease(lease),
+        };
+        Remote { replica: ReplicaId(Uuid::from_u128(1)), presence }
+    }
+
+    #[test]
+    fn a_lease_that_nobody_has_is_not_believed_for_ever() {
+        let (mirror, start) = (Mirror::default(), Timestamp::UNIX_EPOCH);
+        let later = |by: SignedDuration| start.checked_add(by).unwrap();
+        let is = || mirror.presence(server(1)).map(|presence| (presence.online, presence.lease.0));
+        mirror.take_servers(None, vec![(server(1), remote(i64::MAX, start))], start);
+        assert_eq!(is(), Some((true, i64::MAX)));
+        // It is gone, and the true one does not win against it yet.
+        let now = later(SignedDuration::from_secs(1));
+        assert_eq!(mirror.take_servers(None, vec![(server(1), remote(7, now))], now), []);
+        assert_eq!(mirror.take_servers(None, Vec::new(), now), [server(1)]);
+        let now = later(SignedDuration::from_secs(60));
+        assert_eq!(mirror.take_servers(None, vec![(server(1), remote(7, now))], now), []);
+        assert_eq!(is(), Some((false, i64::MAX)));
+        // Looking at some forgets nothing.
+        let now = later(BELIEVED + SignedDuration::from_secs(1));
+        mirror.take_servers(Some(&[server(2)].into()), Vec::new(), now);
+        assert_eq!(is(), Some((false, i64::MAX)));
+        assert_eq!(mirror.take_servers(None, vec![(server(1), remote(7, now))], now), [server(1)]);
+        assert_eq!(is(), Some((true, 7)));
+    }
+
+    #[test]
+    fn not_every_server_that_ever_was_is_remembered() {
+        let (mirror, now) = (Mirror::default(), Timestamp::UNIX_EPOCH);
+        let later = now.checked_add(BELIEVED).unwrap();
+        let some = |range: std::ops::Range<u128>| range.map(|n| (server(n), remote(7, now))).collect();
+        mirror.take_servers(None, some(0..10), now);
+        mirror.take_servers(None, Vec::new(), now);
+        mirror.take_servers(None, Vec::new(), later);
+        // Few: it is still known that they were there.
+        assert_eq!(mirror.presence(server(1)).map(|presence| presence.online), Some(false));
+        mirror.take_servers(None, some(0..MAX_GONE as u128 + 1), now);
+        mirror.take_servers(None, Vec::new(), now);
+        assert_eq!(lock(&mirror.servers).len(), MAX_GONE + 1);
+        mirror.take_servers(None, some(0..10), later);
+        assert_eq!(lock(&mirror.servers).len(), 10);
+        assert_eq!(mirror.online().len(), 10);
+    }
+
+    #[test]
+    fn what_is_to_be_read_is_bounded() {
+        let mirror = Mirror::default();
+        let sizes = || {
+            let dirty = lock(&mirror.dirty);
+            (dirty.everything, dirty.servers.len(), dirty.devices.len())
+        };
+        for number in 0..MANY as u128 {
+            mirror.server_changed(server(number));
+        }
+        mirror.device_changed(DeviceId(Uuid::from_u128(1)));
+        assert_eq!(sizes(), (false, MANY, 1));
+        mirror.server_changed(server(MANY as u128));
+        assert_eq!(sizes(), (true, 0, 0));
+        // Nothing gathers while everything is to be read, nor when reading fails again and again.
+        mirror.server_changed(server(1));
+        mirror.device_changed(DeviceId(Uuid::from_u128(2)));
+        assert_eq!(sizes(), (true, 0, 0));
+        let unread = std::mem::take(&mut *lock(&mirror.dirty));
+        mirror.server_changed(server(1));
+        assert_eq!(sizes(), (false, 1, 0));
+        lock(&mirror.dirty).add(unread);
+        assert_eq!(sizes(), (true, 0, 0));
+    }
 }

@@ -13,12 +13,14 @@ mod redis;
 mod roster;
 mod sequence;
 mod store;
+mod tag;
 #[cfg(test)]
 mod tests;
 
 pub use cache::Cache;
 pub use database::{Database, DatabaseError, Later, Seat};
 pub use redis::{RedisUrl, RedisUrlError};
+pub use tag::BusKey;
 
 use std::{
     collections::HashSet,
@@ -48,6 +50,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(3);
 pub struct SharedOptions {
     /// This replica.
     pub replica: ReplicaId,
+    /// What shows that a message is another replica's.
+    pub key: BusKey,
     /// The database that replicas share.
     pub database: Option<Arc<dyn Database>>,
     /// Redis.
@@ -66,6 +70,7 @@ pub struct Shared {
 
 struct Inner {
     replica: ReplicaId,
+    bus_key: BusKey,
     here: InProcess,
     mirror: Mirror,
     roster: Roster,
@@ -87,13 +92,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     /// Starts it, on the runtime of the caller. Neither Redis nor the database need be there yet.
     pub fn start(options: SharedOptions) -> Arc<Self> {
-        let SharedOptions { replica, database, redis, prefix, metrics } = options;
+        let SharedOptions { replica, key, database, redis, prefix, metrics } = options;
         let live_metrics = metrics.live.clone();
         let keys = Keys::new(prefix);
         let redis = redis.map(|url| Arc::new(Redis::new(url, live_metrics.clone())));
         let (bus, queue) = Bus::new();
         let inner = Arc::new(Inner {
             replica,
+            bus_key: key,
             here: InProcess::default(),
             mirror: Mirror::default(),
             roster: Roster::default(),

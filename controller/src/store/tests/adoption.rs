@@ -126,6 +126,64 @@ async fn what_was_decided_meanwhile_holds() {
     assert!(record.compromised && record.revoked_at.is_some() && record.decommissioned_at.is_some());
 }
 
+/// Keys that were revoked after they had ended with what they were for stay revoked, however and with whatever words.
+async fn a_decision_outlives_the_consequence_it_follows() {
+    let revocation = |kind: &str, name: &str, reason: &str| {
+        format!(
+            "apiVersion = 'horizon.dev/v1alpha1'\nkind = 'Revocation'\nmetadata.name = 'v-{name}'\n\
+             spec = {{ target = {{ kind = '{kind}', name = '{name}' }}, reason = '{reason}' }}\n"
+        )
+    };
+    for reason in ["stolen", "its user was removed", "its server was removed", "its resource was removed"] {
+        for by_spec in [false, true] {
+            let kit = Kit::with_basics().await;
+            let (user, server) = (kit.uid("User", "ana").await, kit.server().await.0);
+            let (personal, token) =
+                (kit.uid("PersonalKey", "ana-1").await, kit.uid("RegistrationKey", "berlin-1").await);
+            kit.commit(&[removal("User", "ana"), removal("Server", "berlin")], at(1)).await;
+            if by_spec {
+                let spec = BASICS
+                    .replace(
+                        "spec.userRef = \"ana\"",
+                        &format!("spec = {{ userRef = 'ana', revocation = {{ reason = '{reason}' }} }}"),
+                    )
+                    .replace(
+                        "spec.serverRef = \"berlin\"",
+                        &format!("spec = {{ serverRef = 'berlin', revocation = {{ reason = '{reason}' }} }}"),
+                    );
+                let keys = [KindName::PersonalKey, KindName::RegistrationKey];
+                let keys = resources(&spec).into_iter().filter(|resource| keys.contains(&resource.kind()));
+                kit.commit(&keys.map(put).collect::<Vec<_>>(), at(2)).await;
+            } else {
+                kit.put(&revocation("PersonalKey", "ana-1", reason)).await;
+                kit.put(&revocation("RegistrationKey", "berlin-1", reason)).await;
+            }
+            let all = resources(BASICS);
+            let of = |kind: KindName, uid: Uuid| {
+                put(claiming(all.iter().find(|r| r.kind() == kind).unwrap(), uid))
+            };
+            kit.commit(&[of(KindName::User, user), of(KindName::Server, server)], at(3)).await;
+            assert!(
+                kit.store.personal_key_facts(personal).await.unwrap().deactivated_at.is_some(),
+                "{reason} {by_spec}"
+            );
+            assert!(
+                kit.store.registration_key_facts(token).await.unwrap().revoked_at.is_some(),
+                "{reason} {by_spec}"
+            );
+            // Nor when the keys go and come back themselves.
+            if !by_spec {
+                kit.commit(&[removal("PersonalKey", "ana-1"), removal("RegistrationKey", "berlin-1")], at(4))
+                    .await;
+                let keys = [of(KindName::PersonalKey, personal), of(KindName::RegistrationKey, token)];
+                kit.commit(&keys, at(5)).await;
+                assert!(kit.store.personal_key_facts(personal).await.unwrap().deactivated_at.is_some());
+                assert!(kit.store.registration_key_facts(token).await.unwrap().revoked_at.is_some());
+            }
+        }
+    }
+}
+
 /// A user's key is good again once both are back, whichever comes first.
 async fn a_key_waits_for_its_user() {
     for user_first in [true, false] {
@@ -236,6 +294,7 @@ async fn keys_of_appliances_are_listed() {
 conformance!(
     what_was_removed_comes_back_as_it_was,
     what_was_decided_meanwhile_holds,
+    a_decision_outlives_the_consequence_it_follows,
     a_key_waits_for_its_user,
     only_its_own_name_takes_an_identity_up,
     a_token_comes_back_with_its_server_alone,

@@ -118,9 +118,9 @@ async fn the_file_of_a_secret_is_noted_until_it_is_gone() {
             let registration = kit.store.registration_key_facts(uid).await.unwrap().secret_file;
             registration.or(kit.store.personal_key_facts(uid).await.unwrap().secret_file)
         };
-        kit.store.note_secret_file(uid, Some("/tmp/secret")).await.unwrap();
+        kit.store.note_secret_file(uid, Some("/tmp/secret"), None).await.unwrap();
         assert_eq!(file().await.as_deref(), Some("/tmp/secret"));
-        kit.store.note_secret_file(uid, None).await.unwrap();
+        kit.store.note_secret_file(uid, None, None).await.unwrap();
         assert_eq!(file().await, None);
     }
 }

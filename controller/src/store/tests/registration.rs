@@ -1,13 +1,13 @@
 //! Registration, identity, challenges, heartbeats.
 
 use horizon_crds::IdentityDigest;
-use horizon_model::{Capability, PublicKey, Secret};
+use horizon_model::{Capability, KeyId, PublicKey, Secret};
 use horizon_wire::proto::Metrics;
 
-use super::kit::{Kit, at, conformance, factors, request};
+use super::kit::{Kit, REPLICA, at, conformance, device_info, factors, request};
 use crate::store::{
-    Answered, Beat, ChallengeId, Heartbeats, IdentityOutcome, IssueError, RegisterError, ServerRecord,
-    StoreError,
+    Answered, Beat, ChallengeId, Heartbeats, IdentityOutcome, IssueError, RegisterError, ReplicaId,
+    ServerRecord, StoreError,
 };
 
 const KEY: PublicKey = PublicKey([5; 32]);
@@ -34,6 +34,63 @@ async fn secrets_are_issued_once_and_only_for_keys_that_live() {
     let key = kit.uid("RegistrationKey", "berlin-1").await;
     let late = kit.store.issue_registration_secret(key, at(90_000)).await;
     assert!(matches!(late, Err(IssueError::Ended)));
+}
+
+/// A secret that was made to be delivered and was not is made anew by whoever leads next; no other is.
+async fn an_undelivered_secret_is_replaced() {
+    let kit = Kit::with_basics().await;
+    let store = &kit.store;
+    let (token, personal) =
+        (kit.uid("RegistrationKey", "berlin-1").await, KeyId(kit.uid("PersonalKey", "ana-1").await));
+    let old = store.take_leadership(REPLICA, "one", at(0)).await.unwrap();
+    let lost = store.registration_secret_to_deliver(token, old, at(0)).await.unwrap();
+    let lost_too = store.personal_secret_to_deliver(personal, old, at(0)).await.unwrap().secret;
+    assert_eq!(store.registration_key_facts(token).await.unwrap().secret_file, None, "it is nowhere");
+    assert_eq!(store.personal_key_facts(personal.0).await.unwrap().secret_file, None);
+    // Somebody who asks for it gets none, and who does not lead any more does not either.
+    let asked = store.issue_registration_secret(token, at(0)).await;
+    assert!(matches!(asked, Err(IssueError::AlreadyIssued)));
+    let new = store.take_leadership(ReplicaId::random(), "two", at(1)).await.unwrap();
+    let late = store.registration_secret_to_deliver(token, old, at(1)).await;
+    assert!(matches!(late, Err(IssueError::Store(StoreError::Fenced))));
+    let late = store.personal_secret_to_deliver(personal, old, at(1)).await;
+    assert!(matches!(late, Err(IssueError::Store(StoreError::Fenced))));
+    let late = store.note_secret_file(token, Some("/old"), Some(old)).await;
+    assert!(matches!(late, Err(StoreError::Fenced)));
+
+    let secret = store.registration_secret_to_deliver(token, new, at(2)).await.unwrap();
+    let secret_too = store.personal_secret_to_deliver(personal, new, at(2)).await.unwrap().secret;
+    for uid in [token, personal.0] {
+        store.note_secret_file(uid, Some("/place"), Some(new)).await.unwrap();
+    }
+    let refused = store.register_server(&request(lost, KEY), at(3)).await;
+    assert!(matches!(refused, Err(RegisterError::Unknown)));
+    assert!(store.register_server(&request(secret, KEY), at(3)).await.unwrap().fresh);
+    let enrol = async |secret| {
+        store.enrol_device(personal, &secret, PublicKey([9; 32]), &device_info("phone"), at(3)).await
+    };
+    assert!(enrol(lost_too).await.is_err());
+    enrol(secret_too).await.unwrap();
+    // Once they are in a place they stay what they are, also when they were taken away.
+    for place in [Some("/place"), None] {
+        store.note_secret_file(token, place, Some(new)).await.unwrap();
+        store.note_secret_file(personal.0, place, Some(new)).await.unwrap();
+        let again = store.registration_secret_to_deliver(token, new, at(4)).await;
+        assert!(matches!(again, Err(IssueError::AlreadyIssued)));
+        let again = store.personal_secret_to_deliver(personal, new, at(4)).await;
+        assert!(matches!(again, Err(IssueError::AlreadyIssued)));
+    }
+
+    // What a person was given is not taken from them.
+    let kit = Kit::with_basics().await;
+    let leader = kit.store.take_leadership(REPLICA, "one", at(0)).await.unwrap();
+    let token = kit.uid("RegistrationKey", "berlin-1").await;
+    kit.store.issue_registration_secret(token, at(0)).await.unwrap();
+    let (personal, _) = kit.personal_key().await;
+    let given = kit.store.registration_secret_to_deliver(token, leader, at(1)).await;
+    assert!(matches!(given, Err(IssueError::AlreadyIssued)));
+    let given = kit.store.personal_secret_to_deliver(personal, leader, at(1)).await;
+    assert!(matches!(given, Err(IssueError::AlreadyIssued)));
 }
 
 async fn a_token_binds_to_the_first_key_and_answers_it_again() {
@@ -276,6 +333,7 @@ async fn final_facts_survive_every_later_word() {
 
 conformance!(
     secrets_are_issued_once_and_only_for_keys_that_live,
+    an_undelivered_secret_is_replaced,
     a_token_binds_to_the_first_key_and_answers_it_again,
     of_a_hundred_at_once_one_wins,
     registrations_are_refused_for_the_right_reason,

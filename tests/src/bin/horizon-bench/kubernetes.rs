@@ -14,7 +14,7 @@ use super::{Bench, say};
 const OBJECTS: usize = 10_000;
 /// How long anything may take.
 const LIMIT: Duration = Duration::from_secs(600);
-/// For how long no request may have been made before a controller counts as settled.
+/// For how long no status may have been waiting before a controller counts as settled.
 const QUIET: Duration = Duration::from_secs(5);
 
 pub(crate) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
@@ -43,19 +43,17 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
 
 /// Requests that the controller has made of the API server.
 fn requests(controller: &Lone) -> Result<f64> {
-    controller.metric("horizon_kubernetes_requests_total", "")
+    controller.metric("horizon_controller_kubernetes_requests_total", "")
 }
 
-/// Waits until the controller asks nothing more of the API server for a while.
+/// Waits until no status has been waiting to be written for a while. Returns how many requests were made by then.
 fn settle(controller: &Lone) -> Result<f64> {
     let end = Instant::now() + LIMIT;
-    let (mut last, mut since) = (requests(controller)?, Instant::now());
+    let mut since = Instant::now();
     while since.elapsed() < QUIET && Instant::now() < end {
-        std::thread::park_timeout(Duration::from_millis(200));
-        let now = requests(controller)?;
-        // A lease is renewed every second; a status of each object is another matter.
-        if now - last > 2.0 * since.elapsed().as_secs_f64() + 2.0 {
-            (last, since) = (now, Instant::now());
+        std::thread::park_timeout(Duration::from_millis(100));
+        if controller.metric("horizon_controller_kubernetes_status_queue", "")? > 0.0 {
+            since = Instant::now();
         }
     }
     requests(controller)

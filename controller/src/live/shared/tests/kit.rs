@@ -10,17 +10,17 @@ use std::{
 };
 
 use futures_util::{FutureExt as _, StreamExt as _, stream};
-use horizon_model::{DeviceId, Incarnation, ServerId};
+use horizon_model::{DeviceId, Incarnation, Secret, ServerId};
 use horizon_services::{Redis, RedisOptions};
 use jiff::Timestamp;
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
-use super::super::{Database, DatabaseError, Later, RedisUrl, Seat, Shared, SharedOptions, lock};
+use super::super::{BusKey, Database, DatabaseError, Later, RedisUrl, Seat, Shared, SharedOptions, lock};
 use crate::{
     live::{Hint, Live as _},
     metrics::Metrics,
-    store::{ChannelLease, ReplicaId},
+    store::{ChannelLease, EnvelopeKey, ReplicaId},
 };
 
 /// How long anything may take. Generous: tests share the machine with compilers.
@@ -109,6 +109,11 @@ impl Database for Shelf {
     }
 }
 
+/// What all replicas of tests have.
+pub(super) fn key() -> BusKey {
+    BusKey::of(&EnvelopeKey(Secret::new([42; 32])))
+}
+
 /// A replica.
 pub(super) struct Replica {
     pub(super) id: ReplicaId,
@@ -126,6 +131,7 @@ impl Replica {
         }
         let live = Shared::start(SharedOptions {
             replica: id,
+            key: key(),
             database: shelf.map(|shelf| shelf.clone() as Arc<dyn Database>),
             redis: redis.map(|url| RedisUrl::parse(url).unwrap()),
             prefix: prefix.to_owned(),
@@ -140,6 +146,7 @@ impl Replica {
         let metrics = Metrics::default();
         let live = Shared::start(SharedOptions {
             replica: id,
+            key: key(),
             database: Some(Arc::new(database)),
             redis: None,
             prefix: String::new(),

@@ -11,10 +11,11 @@ use horizon_services::Redis;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use self::kit::{Replica, Shelf, device, hint, server, shared_redis, until};
+use self::kit::{Replica, Shelf, device, hint, key, server, shared_redis, until};
+use super::{BusKey, Database as _};
 use crate::{
     live::{Counted, Hint, Limit, Live as _, Lockout},
-    store::Revision,
+    store::{EnvelopeKey, Revision},
 };
 
 /// What replicas do together, whatever the bus.
@@ -195,6 +196,56 @@ async fn rates_hold_for_all_together() {
     assert!(late.live.locked_out_until(from, Timestamp::now()).is_none());
     assert!(late.live.allow(Counted::Handshake(from), limit, Timestamp::now()));
     until("it is locked out", || late.live.locked_out_until(from, Timestamp::now()).is_some()).await;
+}
+
+/// Whoever may notify or publish without having the envelope key is not heard: neither what they say nor whose name they use.
+#[tokio::test]
+async fn only_replicas_are_heard() {
+    let (redis, url, prefix) = shared_redis();
+    let shelf = Shelf::new();
+    let by_redis = [&(), &()].map(|()| Replica::start(Some(&url), &prefix, None));
+    let by_database = [&(), &()].map(|()| Replica::start(None, "", Some(&shelf)));
+    let from: std::net::IpAddr = "192.0.2.99".parse().unwrap();
+    for ([a, b], by) in [(&by_redis, "redis"), (&by_database, "database")] {
+        a.hears(by).await;
+        b.hears(by).await;
+        let text = format!(r#"{{"r":"{}","n":18446744073709551615,"h":[{{"l":["{from}",600000]}}]}}"#, a.id);
+        let other = BusKey::of(&EnvelopeKey(horizon_model::Secret::new([43; 32])));
+        let elsewhere: &[u8] = if by == "redis" { b"database" } else { b"redis" };
+        let forged = [
+            text.clone(),
+            format!("{}{text}", "0".repeat(super::tag::TAG)),
+            other.tagged(by.as_bytes(), &text),
+            key().tagged(elsewhere, &text),
+        ];
+        let malformed = || {
+            let name = crate::metrics::NameLabel { name: "malformed" };
+            b.metrics.live.hints.get_or_create(&name).get()
+        };
+        let before = malformed();
+        for text in &forged {
+            match by {
+                "redis" => {
+                    drop(redis.cli(["publish", &b.live.inner.keys.channel("system:events"), text]).unwrap())
+                }
+                _ => shelf.notify(text).await.unwrap(),
+            }
+        }
+        until("they were looked at", || malformed() == before + forged.len() as u64).await;
+        assert_eq!(b.live.locked_out_until(from, Timestamp::now()), None);
+        // Whose name they used is heard as before.
+        let mut at_b = b.live.subscribe();
+        a.live.publish(Hint::ResourcesChanged(Revision(3)));
+        hint(&mut at_b, &Hint::ResourcesChanged(Revision(3))).await;
+        let said = key().tagged(by.as_bytes(), &text);
+        match by {
+            "redis" => {
+                drop(redis.cli(["publish", &b.live.inner.keys.channel("system:events"), &said]).unwrap())
+            }
+            _ => shelf.notify(&said).await.unwrap(),
+        }
+        until("a true one is heard", || b.live.locked_out_until(from, Timestamp::now()).is_some()).await;
+    }
 }
 
 /// A reader that was under way while something changed does not keep the old answer.
