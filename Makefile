@@ -23,7 +23,7 @@ setup: ## check (as root: install) what building and the lab need
 setup-services: setup
 	@tests/setup.sh services
 
-# Kubernetes' programs, from the cache outside the checkout. Measured on 2 cores: 5 minutes cold (8 CPU minutes), 7 s when
+# Kubernetes' programs, from the cache outside the checkout. Measured: 8 CPU minutes cold, 7 s when
 # only the linking is to be done, nothing after that. KUBEBUILDER_ASSETS is honoured.
 kubernetes: setup-services
 	@tests/kubernetes/build.sh >/dev/null

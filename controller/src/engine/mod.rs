@@ -125,8 +125,6 @@ pub struct Engine {
 /// What the task shows to everybody.
 struct Shared {
     in_force: watch::Sender<InForce>,
-    /// Moves after what is in force.
-    revision: watch::Sender<Revision>,
     report: RwLock<Report>,
 }
 
@@ -152,7 +150,6 @@ impl Engine {
         let in_force = InForce { index: Arc::new(Index::new(resources)), revision };
         let shared = Arc::new(Shared {
             in_force: watch::Sender::new(in_force),
-            revision: watch::Sender::new(revision),
             report: RwLock::new(Report::default()),
         });
         let (commands, receiver) = mpsc::channel(MAX_COMMANDS);
@@ -181,11 +178,6 @@ impl Engine {
     /// What is in force, whenever it changes.
     pub fn subscribe(&self) -> watch::Receiver<InForce> {
         self.shared.in_force.subscribe()
-    }
-
-    /// The version of what is in force, whenever it changes: not before [`in_force`](Self::in_force) shows it.
-    pub fn revisions(&self) -> watch::Receiver<Revision> {
-        self.shared.revision.subscribe()
     }
 
     /// What is wrong with what is declared, as the leader knows it; nothing elsewhere.
@@ -256,7 +248,6 @@ impl Shared {
     /// Hands out what is in force now.
     fn hand_out(&self, index: Arc<Index>, revision: Revision) {
         self.in_force.send_replace(InForce { index, revision });
-        self.revision.send_replace(revision);
     }
 
     fn report(&self) -> std::sync::RwLockReadGuard<'_, Report> {
