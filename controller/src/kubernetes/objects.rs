@@ -79,11 +79,17 @@ impl Objects {
         self.entries().get(key).cloned()
     }
 
-    /// Notes an object that was seen. Returns the one before.
-    pub(super) fn saw(&self, key: Key, mut entry: Entry) -> Option<Entry> {
+    /// Notes an object that was seen, in a listing or as a change. Returns the one before. A change that is told after the
+    /// answer to a later write leaves what that answer showed; a listing is taken as it is, so that the versions of an API
+    /// server that was restored from a backup are known again.
+    pub(super) fn saw(&self, key: Key, mut entry: Entry, listed: bool) -> Option<Entry> {
         let mut entries = self.entries();
         if let Some(old) = entries.get(&key).filter(|old| old.uid == entry.uid) {
             entry.wrote = old.wrote;
+            if !listed && is_later(&old.version, &entry.version) {
+                entry.version.clone_from(&old.version);
+                entry.status = old.status;
+            }
         }
         let old = entries.insert(key, entry);
         drop(entries);
@@ -98,13 +104,15 @@ impl Objects {
         entries.remove(key)
     }
 
-    /// Notes a status that was written, the version it led to, and what it became there.
+    /// Notes a status that was written, the version it led to, and what it became there. The watch may have told of a later
+    /// version already: what that shows stays, for nothing else would tell of it again.
     pub(super) fn wrote(&self, key: &Key, uid: Uuid, version: &str, sent: u64, became: u64) {
         if let Some(entry) = self.entries().get_mut(key).filter(|entry| entry.uid == uid) {
-            // The watch may have told of a later version already; then the next write is refused and tried again.
-            entry.version = version.into();
-            entry.status = became;
             entry.wrote = Some((sent, became));
+            if !is_later(&entry.version, version) {
+                entry.version = version.into();
+                entry.status = became;
+            }
         }
     }
 
@@ -130,6 +138,12 @@ impl Objects {
     }
 }
 
+/// Whether a resource version of an object is later than another of it: they are decimal numbers that grow (Kubernetes API
+/// concepts, "Resource versions"). Of what is not, nothing can be said.
+fn is_later(version: &str, other: &str) -> bool {
+    matches!((version.parse::<u128>(), other.parse::<u128>()), (Ok(version), Ok(other)) if version > other)
+}
+
 /// A hash of a piece of JSON; objects have their keys in order.
 pub(super) fn hash_json(json: &Value) -> u64 {
     hash(&json.to_string())
@@ -139,4 +153,40 @@ pub(super) fn hash(what: &(impl Hash + ?Sized)) -> u64 {
     let mut hasher = DefaultHasher::new();
     what.hash(&mut hasher);
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_does_not_undo_what_the_watch_told_of_later() {
+        let objects = Objects::default();
+        let key = Key { kind: KindName::Server, namespace: "default".into(), name: "a".into() };
+        let entry = |version: &str, status| Entry {
+            uid: Uuid::nil(),
+            generation: 1,
+            version: version.into(),
+            content: 0,
+            status,
+            accepted: None,
+            wrote: None,
+        };
+        objects.saw(key.clone(), entry("9", 1), true);
+        objects.wrote(&key, Uuid::nil(), "10", 7, 2);
+        let known = objects.get(&key).unwrap();
+        assert_eq!((&*known.version, known.shows(7), known.shows(1)), ("10", true, false));
+        // The watch tells of version 12 before the answer to the write that led to version 11 comes.
+        objects.saw(key.clone(), entry("12", 3), false);
+        objects.wrote(&key, Uuid::nil(), "11", 8, 4);
+        let known = objects.get(&key).unwrap();
+        assert_eq!((&*known.version, known.shows(8), known.shows(3)), ("12", false, true));
+        // The other way round: the watch is behind the answers.
+        objects.wrote(&key, Uuid::nil(), "14", 9, 5);
+        objects.saw(key.clone(), entry("13", 6), false);
+        let known = objects.get(&key).unwrap();
+        assert_eq!((&*known.version, known.shows(9), known.shows(6)), ("14", true, false));
+        objects.saw(key.clone(), entry("2", 6), true);
+        assert_eq!(&*objects.get(&key).unwrap().version, "2", "a listing counts");
+    }
 }

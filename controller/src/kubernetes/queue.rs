@@ -1,7 +1,8 @@
-//! Statuses that wait to be written: one for each object at most, the newest.
+//! Statuses that wait to be written: one for each object at most, the newest; and one on its way for each, so that an older
+//! one never overtakes a newer one.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -34,6 +35,8 @@ pub(super) struct Queue {
 #[derive(Debug, Default)]
 struct Lines {
     waiting: HashMap<Key, Waiting>,
+    /// The objects whose status is on its way.
+    busy: HashSet<Key>,
     urgent: VecDeque<Key>,
     others: VecDeque<Key>,
     later: Vec<(Instant, Key)>,
@@ -58,10 +61,13 @@ impl Queue {
         count
     }
 
-    /// Puts a status back in line for later, unless a newer one came meanwhile.
+    /// Puts a status that [`next`](Self::next) gave back in line for later, unless a newer one came meanwhile.
     pub(super) fn put_back(&self, key: Key, waiting: Waiting, at: Instant) {
         let mut lines = self.lines();
-        if !lines.waiting.contains_key(&key) {
+        if lines.waiting.contains_key(&key) {
+            lines.finish(&key);
+        } else {
+            lines.busy.remove(&key);
             lines.waiting.insert(key.clone(), waiting);
             lines.later.push((at, key));
         }
@@ -69,20 +75,34 @@ impl Queue {
         self.filled.notify_one();
     }
 
-    /// Takes the status of an object that waits, if any does: what it says is shown already.
-    pub(super) fn withdraw(&self, key: &Key) {
-        self.lines().waiting.remove(key);
+    /// Notes that the status that [`next`](Self::next) gave for an object needs no further attempt.
+    pub(super) fn finish(&self, key: &Key) {
+        self.lines().finish(key);
+        self.filled.notify_one();
+    }
+
+    /// Takes the status of an object out of line if the object shows what it should. What it shows is only asked while
+    /// nothing is on its way, which could change it. Returns whether there is nothing to write.
+    pub(super) fn withdraw(&self, key: &Key, shown: impl FnOnce() -> bool) -> bool {
+        let mut lines = self.lines();
+        let needless = !lines.busy.contains(key) && shown();
+        if needless {
+            lines.waiting.remove(key);
+        }
+        needless
     }
 
     pub(super) fn clear(&self) {
-        *self.lines() = Lines::default();
+        let mut lines = self.lines();
+        let busy = std::mem::take(&mut lines.busy);
+        *lines = Lines { busy, ..Lines::default() };
     }
 
     pub(super) fn len(&self) -> usize {
         self.lines().waiting.len()
     }
 
-    /// The next status, once there is one.
+    /// The next status, once there is one. Until it is finished or put back, none of the same object follows.
     pub(super) async fn next(&self) -> (Key, Waiting) {
         loop {
             let filled = self.filled.notified();
@@ -107,11 +127,22 @@ impl Lines {
         let due: Vec<_> = self.later.extract_if(.., |(at, _)| *at <= now).collect();
         self.urgent.extend(due.into_iter().map(|(_, key)| key));
         while let Some(key) = self.urgent.pop_front().or_else(|| self.others.pop_front()) {
+            if self.busy.contains(&key) {
+                continue;
+            }
             if let Some(waiting) = self.waiting.remove(&key) {
+                self.busy.insert(key.clone());
                 return Ok((key, waiting));
             }
         }
         Err(self.later.iter().map(|(at, _)| *at).min())
+    }
+
+    fn finish(&mut self, key: &Key) {
+        self.busy.remove(key);
+        if self.waiting.contains_key(key) {
+            self.urgent.push_back(key.clone());
+        }
     }
 }
 
@@ -148,16 +179,42 @@ mod tests {
         assert_eq!(next(now), Err(Some(later)));
         assert_eq!(next(later), Ok((key("a"), 2)));
         queue.put(key("b"), waiting(1), true);
-        queue.withdraw(&key("b"));
+        assert!(!queue.withdraw(&key("b"), || false));
+        assert!(queue.withdraw(&key("b"), || true));
         assert_eq!((next(now), queue.len()), (Err(None), 0));
+    }
+
+    #[test]
+    fn one_status_of_an_object_is_on_its_way_at_most() {
+        let queue = Queue::default();
+        let now = Instant::now();
+        let next = || queue.lines().next(now).map(|(_, waiting)| waiting.wish);
+        queue.put(key("a"), waiting(1), true);
+        assert_eq!(next(), Ok(1));
+        queue.put(key("a"), waiting(2), true);
+        assert_eq!(next(), Err(None), "the first is on its way");
+        // What the object shows now will not be what it shows once the first has arrived.
+        assert!(!queue.withdraw(&key("a"), || true));
+        queue.finish(&key("a"));
+        assert_eq!(next(), Ok(2));
+        queue.put(key("a"), waiting(3), true);
+        queue.put_back(key("a"), waiting(2), now);
+        assert_eq!(next(), Ok(3), "the newer one replaces what comes back");
+        queue.clear();
+        queue.put(key("a"), waiting(4), true);
+        assert_eq!(next(), Err(None), "what is on its way still is");
+        queue.finish(&key("a"));
+        assert_eq!(next(), Ok(4));
     }
 
     #[test]
     fn what_is_newer_is_not_replaced_by_what_comes_back() {
         let queue = Queue::default();
         let now = Instant::now();
+        queue.put(key("a"), waiting(1), true);
+        let (taken, old) = queue.lines().next(now).unwrap();
         queue.put(key("a"), waiting(2), true);
-        queue.put_back(key("a"), waiting(1), now);
+        queue.put_back(taken, old, now);
         assert_eq!(queue.lines().next(now).map(|(_, waiting)| waiting.wish), Ok(2));
         assert_eq!(queue.len(), 0);
     }

@@ -156,8 +156,9 @@ impl Statuses {
     fn put(&self, key: Key, object: ObjectVersion, status: &Status, urgent: bool) {
         let status = status.to_json();
         let wish = hash_json(&status);
-        if self.0.objects.get(&key).is_some_and(|entry| entry.uid == object.uid && entry.shows(wish)) {
-            self.0.queue.withdraw(&key);
+        let shown =
+            || self.0.objects.get(&key).is_some_and(|entry| entry.uid == object.uid && entry.shows(wish));
+        if self.0.queue.withdraw(&key, shown) {
             return;
         }
         let waiting = Waiting { object, status, wish, attempts: 0 };
@@ -261,7 +262,10 @@ impl Inner {
     async fn write(&self, key: Key, mut waiting: Waiting) {
         let outcome = self.attempt(&key, &mut waiting).await;
         match outcome {
-            Outcome::Done(outcome) => self.cluster.metrics.wrote(outcome),
+            Outcome::Done(outcome) => {
+                self.cluster.metrics.wrote(outcome);
+                self.queue.finish(&key);
+            }
             Outcome::Again(wait) => {
                 self.cluster.metrics.wrote("retried");
                 waiting.attempts = waiting.attempts.saturating_add(1);
@@ -424,7 +428,7 @@ mod tests {
             accepted: None,
             wrote: None,
         };
-        objects.saw(key("stays"), entry);
+        objects.saw(key("stays"), entry, true);
         assert!(refusals.note(&key("stays"), Some(1), &objects));
         assert!(!refusals.note(&key("stays"), Some(1), &objects), "it is told once");
         for number in 0..10 * STALE_REFUSALS {

@@ -273,10 +273,11 @@ impl Watch {
             // Somebody deleted it: that others' finalizers keep it does not keep what it grants.
             return self.forget(&seen.key, uid).await;
         }
+        let is_listed = listed.is_some();
         if let Some(listed) = listed {
             listed.insert(seen.key.clone());
         }
-        match self.objects.saw(seen.key.clone(), seen.entry.clone()) {
+        match self.objects.saw(seen.key.clone(), seen.entry.clone(), is_listed) {
             Some(old) if old.uid == uid && old.content == content => return Ok(()),
             Some(old) if old.uid != uid => self.tell(Note::Gone(path(&seen.key, old.uid))).await?,
             Some(_) => {}
