@@ -30,6 +30,10 @@ lab() {
     need ip iproute2
     need nft nftables
     need setpriv util-linux
+    need swtpm swtpm # a TPM in software
+    need dbus-daemon dbus-daemon
+    need dbus-send dbus-bin
+    need gnome-keyring-daemon gnome-keyring
     need hostname hostname
     if [ ! -e /dev/net/tun ]; then
         trouble="$trouble

@@ -26,10 +26,12 @@ use tokio::{
 };
 
 use crate::{
+    facts::HostFacts,
     host::{Host, HostError},
     link::{Heard, Held, Link},
     outbox::Outbox,
     privilege,
+    prove::Prover,
     signals::{Pending, Signals},
     status::{self, ControllerStatus, StateStatus, Status, StatusError},
     store::{Enrolment, Lock, Store, StoreError},
@@ -39,6 +41,7 @@ mod desire;
 mod probes;
 mod report;
 
+pub(crate) use probes::Announced;
 use probes::Probes;
 
 /// How long changes of the host may settle before they are looked at.
@@ -69,6 +72,10 @@ pub struct RunOptions {
     pub tun: String,
     /// Addresses to tell clients before all others.
     pub advertise: Vec<SocketAddr>,
+    /// Where facts about the host are found.
+    pub host: HostFacts,
+    /// Where its TPM is, if there is one.
+    pub tpm: PathBuf,
 }
 
 /// Why the appliance cannot run.
@@ -196,7 +203,7 @@ impl Agent {
         let link = Link {
             store: store.clone(),
             enrolment: enrolment.clone(),
-            identity,
+            prover: Prover { identity, host: options.host.clone(), tpm: options.tpm.clone() },
             incarnation,
             fwmark: Some(FWMARK),
             held: watched,

@@ -38,6 +38,12 @@ pub struct Common {
         default_value = "/var/lib/horizon-appliance"
     )]
     pub state_dir: PathBuf,
+    /// The root of the file system whose /sys, /proc and /etc describe this machine, for a container that sees its host's
+    #[arg(long, global = true, value_name = "DIR", env = "HORIZON_APPLIANCE_HOST_ROOT", default_value = "/")]
+    pub host_root: PathBuf,
+    /// A file with the digest of the image that this system was started from, where /etc/os-release names none
+    #[arg(long, global = true, value_name = "FILE", env = "HORIZON_APPLIANCE_IMAGE_FILE")]
+    pub image_file: Option<PathBuf>,
     /// What to log: error, warn, info, debug, trace, or a filter such as info,horizon_tunnel=debug
     #[arg(long, global = true, value_name = "FILTER", env = "HORIZON_APPLIANCE_LOG", default_value = "info")]
     pub log: String,
@@ -90,6 +96,9 @@ pub enum Command {
         /// An address of the tunnel to tell clients before those that are discovered; may be repeated
         #[arg(long, value_name = "IP:PORT", env = "HORIZON_APPLIANCE_ADVERTISE", value_delimiter = ',')]
         advertise: Vec<SocketAddr>,
+        /// The TPM 2.0 that vouches for this machine, where there is one: a device, or a socket that takes the same bytes
+        #[arg(long, value_name = "PATH", env = "HORIZON_APPLIANCE_TPM", default_value = crate::tpm::DEVICE)]
+        tpm: PathBuf,
     },
     /// Show how the running appliance is: controller, state, tunnel, sessions
     Status {
@@ -97,6 +106,10 @@ pub enum Command {
         #[arg(short, long, value_enum, default_value = "table")]
         output: Output,
     },
+    /// Print the checkpoints of the organisation's audit trail that this appliance witnessed, one a line
+    ///
+    /// `horizon-controller audit verify --witnesses FILE` compares them with a database.
+    Witnesses,
     /// Check everything that an appliance needs, and say what to do about what is missing
     Diagnose {
         /// The form of the answer

@@ -15,7 +15,8 @@ use horizon_wire::{
 use thiserror::Error;
 
 use crate::{
-    facts, link,
+    facts::{self, HostFacts},
+    link,
     store::{Enrolment, Store, StoreError},
 };
 
@@ -53,7 +54,12 @@ pub enum EnrolError {
 }
 
 /// Registers the appliance under a token, and keeps what `run` needs.
-pub async fn enrol(state_dir: PathBuf, token: &str, force: bool) -> Result<Enrolment, EnrolError> {
+pub async fn enrol(
+    state_dir: PathBuf,
+    token: &str,
+    force: bool,
+    host: &HostFacts,
+) -> Result<Enrolment, EnrolError> {
     let token = RegistrationToken::decode(token)?;
     let store = Store::open(&state_dir)?;
     let _lock = store.lock()?;
@@ -63,7 +69,7 @@ pub async fn enrol(state_dir: PathBuf, token: &str, force: bool) -> Result<Enrol
         return Err(EnrolError::Other(former.server_name.clone()));
     }
     let identity = store.key_or(random()?)?;
-    let factors = describe(&facts::collect(&Net::open()?).await);
+    let factors = describe(&facts::collect(&Net::open()?, host).await);
     let anchor = Anchor::Root(token.root);
     let channel = Box::pin(connect(ConnectOptions {
         addresses: &token.controllers,

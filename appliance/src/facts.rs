@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{self, Read},
     net::IpAddr,
-    path::Path,
+    path::{Path, PathBuf},
     sync::OnceLock,
 };
 
@@ -29,6 +29,8 @@ const DMI: [&str; 10] = [
     "bios_vendor",
 ];
 const RELEASE: [&str; 3] = ["ID", "VERSION_ID", "PRETTY_NAME"];
+/// What the release file says of the image that the system was started from (os-release(5)).
+const IMAGE: [&str; 2] = ["IMAGE_ID", "IMAGE_VERSION"];
 /// Disks that come and go or are made of files and memory.
 const PASSING_DISKS: [&str; 6] = ["loop", "ram", "zram", "dm-", "sr", "fd"];
 const SECTOR_BYTES: u64 = 512;
@@ -36,10 +38,21 @@ const SECTOR_BYTES: u64 = 512;
 /// The running program does not change.
 static PROGRAM: OnceLock<Option<Digest>> = OnceLock::new();
 
+/// Where facts about the host are found.
+#[derive(Clone, Debug)]
+pub struct HostFacts {
+    /// The root of the file system that describes it.
+    pub root: PathBuf,
+    /// A file with the digest or the version of the image that it was started from.
+    pub image: Option<PathBuf>,
+}
+
 /// Everything that could be found out now.
-pub(crate) async fn collect(net: &Net) -> Facts {
-    let root = Path::new("/");
-    let mut facts = still(root);
+pub(crate) async fn collect(net: &Net, host: &HostFacts) -> Facts {
+    let mut facts = still(&host.root);
+    if let Some(image) = host.image.as_deref().and_then(line) {
+        facts.image.push(("file".to_owned(), image));
+    }
     facts.program = PROGRAM.get_or_init(|| digest(Path::new("/proc/self/exe")).ok()).map(|d| d.to_string());
     if let Ok(links) = net.links().await {
         facts.cards = links
@@ -62,6 +75,7 @@ async fn gateways(net: &Net) -> Vec<IpAddr> {
 /// What files below `root` tell.
 fn still(root: &Path) -> Facts {
     let dmi = |name: &&str| Some(((*name).to_owned(), line(&root.join("sys/class/dmi/id").join(name))?));
+    let os_release = text(&root.join("etc/os-release")).unwrap_or_default();
     let (processor, processors) = processor(&text(&root.join("proc/cpuinfo")).unwrap_or_default());
     Facts {
         dmi: DMI.iter().filter_map(dmi).collect(),
@@ -70,7 +84,8 @@ fn still(root: &Path) -> Facts {
         disks: disks(&root.join("sys/block")),
         resolvers: resolvers(&text(&root.join("etc/resolv.conf")).unwrap_or_default()),
         machine_id: line(&root.join("etc/machine-id")),
-        release: release(&text(&root.join("etc/os-release")).unwrap_or_default()),
+        release: release(&os_release, &RELEASE),
+        image: release(&os_release, &IMAGE),
         kernel: line(&root.join("proc/sys/kernel/osrelease")),
         architecture: std::env::consts::ARCH.to_owned(),
         ..Facts::default()
@@ -114,10 +129,10 @@ fn resolvers(text: &str) -> Vec<IpAddr> {
     text.lines().filter_map(|l| server(l.trim())).collect()
 }
 
-fn release(text: &str) -> Vec<(String, String)> {
+fn release(text: &str, names: &[&str]) -> Vec<(String, String)> {
     let pairs = text.lines().filter_map(|l| l.split_once('='));
     pairs
-        .filter(|(name, _)| RELEASE.contains(name))
+        .filter(|(name, _)| names.contains(name))
         .map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned()))
         .collect()
 }
@@ -187,7 +202,8 @@ mod tests {
 
     #[tokio::test]
     async fn this_machine_has_factors_of_three_kinds() {
-        let factors = describe(&collect(&Net::open().unwrap()).await);
+        let factors =
+            describe(&collect(&Net::open().unwrap(), &HostFacts { root: "/".into(), image: None }).await);
         for kind in [FactorKind::HardwareFingerprint, FactorKind::RuntimeEnvironment] {
             assert!(factors.iter().any(|f| f.kind == kind), "{kind:?}");
         }

@@ -12,9 +12,11 @@ mod metrics;
 mod out;
 mod outbox;
 mod privilege;
+mod prove;
 mod signals;
 mod status;
 mod store;
+mod tpm;
 mod tunnel;
 
 use std::{
@@ -29,6 +31,7 @@ use tracing_subscriber::EnvFilter;
 pub use agent::{RunError, RunOptions, run};
 pub use args::{Arguments, Command, Common, LogFormat, Output};
 pub use enroll::{EnrolError, enrol};
+pub use facts::HostFacts;
 pub use host::HostError;
 pub use status::{
     ControllerStatus, SOCKET, SessionStatus, StateStatus, Status, StatusError, TunnelStatus, ask,
@@ -54,20 +57,27 @@ pub fn start(arguments: Arguments) -> ExitCode {
 fn perform(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let common = arguments.common;
     log(&common)?;
+    if matches!(arguments.command, Command::Run { .. }) {
+        // Before there are threads.
+        let hardened = horizon_hardening::harden(horizon_hardening::Program::Appliance);
+        tracing::debug!(?hardened, "what the system allows against leaks of keys");
+    }
+    let host = HostFacts { root: common.host_root.clone(), image: common.image_file.clone() };
     // One thread is enough for what little there is to do, and sleeps when there is nothing.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match arguments.command {
             Command::Enroll { token, force } => {
                 let token = read_token(&token)?;
-                let enrolment = Box::pin(enrol(common.state_dir, &token, force)).await?;
+                let enrolment = Box::pin(enrol(common.state_dir, &token, force, &host)).await?;
                 out::print(&format!(
                     "Enrolled as {} ({}).\nStart it with: horizon-appliance run\n",
                     enrolment.server_name, enrolment.server_id
                 ));
             }
-            Command::Run { tun, advertise } => {
-                Box::pin(run(RunOptions { state_dir: common.state_dir, tun, advertise })).await?;
+            Command::Run { tun, advertise, tpm } => {
+                let state_dir = common.state_dir;
+                Box::pin(run(RunOptions { state_dir, tun, advertise, host, tpm })).await?;
             }
             Command::Status { output } => {
                 let status = ask(&common.state_dir).await?;
@@ -75,6 +85,11 @@ fn perform(arguments: Arguments) -> anyhow::Result<ExitCode> {
                     Output::Json => out::json(&status)?,
                     Output::Table => out::print(&out::status(&status, Timestamp::now())),
                 }
+            }
+            Command::Witnesses => {
+                let kept = store::Store::existing(&common.state_dir)?.witnesses()?;
+                let lines: String = kept.iter().map(|kept| out::witness(kept) + "\n").collect();
+                out::print(&lines);
             }
             Command::Diagnose { output } => {
                 let checks = Box::pin(diagnose::diagnose(&common.state_dir)).await;

@@ -12,10 +12,10 @@ use horizon_appliance_core::{Backoff, Beats, Secrets};
 use horizon_channel::{Channel, ConnectError, ConnectOptions, RequestError, Requests, connect};
 use horizon_model::{Capability, Digest, Factor, Incarnation, Secret};
 use horizon_wire::{
-    Message as _, convert,
+    Message as _, audit, challenge, convert,
     key::SigningKey,
-    keyset::{Anchor, KeySet},
-    proto::{self, from_controller::Message as Said, to_controller::Message as Say},
+    keyset::{self, Anchor, KeySet},
+    proto::{self, ChallengeKind, KeyUse, from_controller::Message as Said, to_controller::Message as Say},
     refusal::Refusal,
     version,
 };
@@ -26,7 +26,9 @@ use tokio::{
 };
 
 use crate::{
+    agent::Announced,
     outbox::Outbox,
+    prove::{Prover, Question},
     store::{Enrolment, Store, StoreError},
 };
 
@@ -88,10 +90,12 @@ pub(crate) enum Heard {
         /// When the next attempt is.
         retry_in: Duration,
     },
+    /// The organisation's keys are others from now on.
+    KeySet(KeySet),
     /// A signed state.
     State(proto::Envelope),
     /// A probe is coming.
-    DialBack([u8; 16]),
+    DialBack(Announced),
     /// A heartbeat was acknowledged.
     Acknowledged,
     /// A heartbeat or a challenge's answer was refused.
@@ -104,8 +108,8 @@ pub(crate) struct Link {
     pub(crate) store: Store,
     /// Whom to talk to.
     pub(crate) enrolment: Enrolment,
-    /// The key to prove.
-    pub(crate) identity: SigningKey,
+    /// What makes evidence, with the key to prove.
+    pub(crate) prover: Prover,
     /// This start of the process.
     pub(crate) incarnation: Incarnation,
     /// The mark of the socket.
@@ -165,7 +169,12 @@ pub(crate) fn hello() -> proto::Hello {
     proto::Hello {
         software: version::SOFTWARE.to_owned(),
         role: proto::Role::Appliance.into(),
-        features: horizon_model::Feature::ALL.iter().map(|f| f.as_str().to_owned()).collect(),
+        features: horizon_model::Feature::ALL
+            .iter()
+            .map(|f| f.as_str())
+            .chain([challenge::FEATURE, keyset::FEATURE])
+            .map(str::to_owned)
+            .collect(),
         ..proto::Hello::default()
     }
 }
@@ -227,7 +236,7 @@ impl Link {
             None => Anchor::Root(self.enrolment.root),
         };
         let addresses = first.iter().chain(&self.enrolment.controllers).cloned().collect();
-        Ok(Dial { addresses, identity: self.identity.clone(), anchor, fwmark: self.fwmark })
+        Ok(Dial { addresses, identity: self.prover.identity.clone(), anchor, fwmark: self.fwmark })
     }
 
     async fn converse(
@@ -284,6 +293,7 @@ impl Link {
         let mut another = Box::pin(another(requests.clone(), quiet, self.dial(&[])?));
         let mut next_beat = Instant::now();
         let mut waiting: Option<Waiting> = None;
+        let mut proving: Option<Proving> = None;
         // A wish to connect anew is fulfilled by now.
         let waited = self.outbox.take().or_else(|| self.outbox.take());
         for message in waited.unwrap_or_default() {
@@ -298,7 +308,9 @@ impl Link {
                         let reason = requests.close_reason();
                         return Err(LinkError::Ended(reason.unwrap_or_else(|| "by the controller".into())));
                     };
-                    self.said(said, &requests, &mut beats).await?;
+                    if let Some(question) = self.said(said, &requests, &mut beats).await? {
+                        proving = Some(self.prove(question, &requests)?);
+                    }
                 }
                 () = self.outbox.filled() => {
                     for message in self.outbox.take().ok_or(LinkError::NewKeys)? {
@@ -309,9 +321,16 @@ impl Link {
                     next_beat = Instant::now() + self.interval(&attached);
                     waiting = Some(self.beat(&requests, &mut beats));
                 }
+                (question, payload) = evidence(&mut proving) => {
+                    proving = None;
+                    // Under the secret that is in force now: it may have moved on meanwhile.
+                    let tag = beats.vouch(question.asked(), &payload);
+                    let response = proto::ChallengeResponse { id: question.id.to_vec(), tag, payload };
+                    requests.notify(Say::ChallengeResponse(response)).await?;
+                }
                 answer = answer(&mut waiting) => {
                     waiting = None;
-                    self.answered(answer, &mut beats, backoff).await?;
+                    self.answered(answer, &requests, &mut beats, backoff).await?;
                 }
                 changed = self.held.changed() => {
                     if changed.is_err() {
@@ -326,24 +345,47 @@ impl Link {
         }
     }
 
-    async fn said(&self, said: Said, requests: &Requests, beats: &mut Beats) -> Result<(), LinkError> {
+    /// Does what the controller says; a challenge that takes more than the verification secret is handed back.
+    async fn said(
+        &self,
+        said: Said,
+        requests: &Requests,
+        beats: &mut Beats,
+    ) -> Result<Option<Question>, LinkError> {
         match said {
             Said::Challenge(challenge) => {
                 let (Ok(id), Ok(nonce)) = (challenge.id[..].try_into(), challenge.nonce[..].try_into())
                 else {
                     return Err(LinkError::Unexpected);
                 };
-                let tag = beats.answer(&id, &nonce, self.enrolment.server_id, self.incarnation);
-                let response = proto::ChallengeResponse { id: challenge.id, tag };
-                Ok(requests.notify(Say::ChallengeResponse(response)).await?)
+                let (server, incarnation) = (self.enrolment.server_id, self.incarnation);
+                let kind = challenge.kind();
+                if kind != ChallengeKind::Unspecified {
+                    return Ok(Some(Question { id, nonce, kind, server, incarnation }));
+                }
+                let tag = beats.answer(&id, &nonce, server, incarnation);
+                let response = proto::ChallengeResponse { id: challenge.id, tag, payload: Vec::new() };
+                requests.notify(Say::ChallengeResponse(response)).await?;
             }
-            Said::State(envelope) => self.tell(Heard::State(envelope)).await,
-            Said::DialBack(announced) => match announced.nonce[..].try_into() {
-                Ok(nonce) => self.tell(Heard::DialBack(nonce)).await,
-                Err(_) => Err(LinkError::Unexpected),
-            },
-            Said::GoElsewhere(go) => Err(LinkError::GoElsewhere(go.addresses)),
-            Said::Refused(refused) => self.tell(Heard::Refused(refused.into())).await,
+            Said::Keysets(_) => {
+                // The channel has verified them. They are kept before anything is believed that hangs on them.
+                let (keyset, raw) = requests.keyset();
+                if let Some(raw) = &raw {
+                    self.store.set_keyset(raw)?;
+                }
+                let version = keyset.version;
+                self.tell(Heard::KeySet(keyset)).await?;
+                requests.keyset_held(version).await?;
+            }
+            Said::State(envelope) => self.tell(Heard::State(envelope)).await?,
+            Said::DialBack(announced) => {
+                let nonce = announced.nonce[..].try_into().map(Announced::Nonce);
+                let digest = announced.digest[..].try_into().map(Announced::Digest);
+                let announced = nonce.or(digest).map_err(|_| LinkError::Unexpected)?;
+                self.tell(Heard::DialBack(announced)).await?;
+            }
+            Said::GoElsewhere(go) => return Err(LinkError::GoElsewhere(go.addresses)),
+            Said::Refused(refused) => self.tell(Heard::Refused(refused.into())).await?,
             // After an approval the controller hands out a new secret, over the channel that its KeySet vouches for.
             Said::Registered(new) if new.server_id == self.enrolment.server_id.as_bytes() => {
                 let current = Secret::from_slice(&new.verification_secret).ok_or(LinkError::Unexpected)?;
@@ -351,14 +393,20 @@ impl Link {
                 self.store.set_secrets(&secrets)?;
                 beats.stored(secrets);
                 tracing::info!("the controller issued a new verification secret");
-                Ok(())
             }
             // What a later version says.
             other => {
                 tracing::debug!(?other, "a message that says nothing to an appliance");
-                Ok(())
             }
         }
+        Ok(None)
+    }
+
+    /// Finds out what a challenge asks for, beside everything else.
+    fn prove(&self, question: Question, requests: &Requests) -> Result<Proving, LinkError> {
+        let binding = requests.binding().ok_or(LinkError::Unexpected)?;
+        let prover = self.prover.clone();
+        Ok(Box::pin(async move { (question, prover.evidence(question, binding).await) }))
     }
 
     fn attach(&self) -> Say {
@@ -372,6 +420,7 @@ impl Link {
             generation: held.generation,
             digest: held.digest.map(|d| d.0.to_vec()).unwrap_or_default(),
             addresses: convert::texts(&held.addresses),
+            witnesses: self.store.witnesses().unwrap_or_default(),
         })
     }
 
@@ -409,6 +458,7 @@ impl Link {
     async fn answered(
         &self,
         answer: Result<Said, RequestError>,
+        requests: &Requests,
         beats: &mut Beats,
         backoff: &mut Backoff,
     ) -> Result<(), LinkError> {
@@ -423,6 +473,14 @@ impl Link {
             Err(RequestError::Timeout) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
+        if let Some(checkpoint) = ack.checkpoint {
+            let (keyset, _) = requests.keyset();
+            let now = unix_millis().max(keyset.issued);
+            match audit::open_checkpoint(&checkpoint, |key| keyset.allows(KeyUse::State, key, now)) {
+                Ok(_) => self.store.add_witness(checkpoint)?,
+                Err(error) => tracing::warn!(%error, "a checkpoint of the audit trail was not kept"),
+            }
+        }
         let nonce = ack.ratchet_nonce[..].try_into().map_err(|_| LinkError::Unexpected)?;
         match beats.acknowledged(ack.counter, &nonce) {
             Ok(secrets) => {
@@ -493,6 +551,16 @@ async fn another(old: Requests, quiet: Duration, dial: Dial) -> Channel {
 }
 
 type Waiting = Pin<Box<dyn Future<Output = Result<Said, RequestError>> + Send>>;
+
+type Proving = Pin<Box<dyn Future<Output = (Question, Vec<u8>)> + Send>>;
+
+/// The evidence that is being made; never, when none is.
+async fn evidence(proving: &mut Option<Proving>) -> (Question, Vec<u8>) {
+    match proving {
+        Some(evidence) => evidence.await,
+        None => std::future::pending().await,
+    }
+}
 
 /// The answer to the heartbeat that waits for one; never, when none does.
 async fn answer(waiting: &mut Option<Waiting>) -> Result<Said, RequestError> {

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use horizon_model::EntryProblem;
+use horizon_wire::{Message as _, audit, proto};
 use jiff::{SignedDuration, Timestamp, Unit};
 use serde::Serialize;
 
@@ -17,6 +18,13 @@ pub(crate) fn print(text: &str) {
 pub(crate) fn json(value: &impl Serialize) -> Result<(), serde_json::Error> {
     print(&format!("{}\n", serde_json::to_string_pretty(value)?));
     Ok(())
+}
+
+/// A checkpoint of the audit trail that was witnessed, for people and for `audit verify`.
+pub(crate) fn witness(checkpoint: &proto::Envelope) -> String {
+    let said = proto::AuditCheckpoint::decode(&checkpoint.payload[..]).unwrap_or_default();
+    let time = Timestamp::from_millisecond(said.time).unwrap_or_default();
+    format!("link {} of {time:.0}, {} rows: {}", said.link, said.rows, audit::to_line(checkpoint))
 }
 
 /// Columns under headings, as wide as their widest cell.

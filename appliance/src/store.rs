@@ -12,7 +12,7 @@ use std::{
 use horizon_appliance_core::Secrets;
 use horizon_model::{RootId, Secret, ServerId};
 use horizon_wire::{
-    Message,
+    Message, audit,
     key::SigningKey,
     keyset::{self, KeySet},
     proto,
@@ -28,6 +28,9 @@ const KEYSET: &str = "keyset";
 const SECRETS: &str = "verification.secret";
 const STATE: &str = "state";
 const HOST: &str = "host.json";
+const WITNESSES: &str = "audit-witnesses";
+/// The most checkpoints of the audit trail that are kept, the newest.
+const MAX_WITNESSES: usize = 16;
 const LOCK: &str = "lock";
 const SECRET_BYTES: usize = 32;
 /// Larger than the largest state a controller can send.
@@ -197,6 +200,22 @@ impl Store {
         self.write(KEYSET, &signed.encode_to_vec())
     }
 
+    /// The newest checkpoints of the organisation's audit trail, the oldest first.
+    pub(crate) fn witnesses(&self) -> Result<Vec<proto::Envelope>, StoreError> {
+        let Some(bytes) = self.read(WITNESSES)? else { return Ok(Vec::new()) };
+        // What cannot be read witnesses nothing, and is no reason to stop.
+        Ok(String::from_utf8_lossy(&bytes).lines().filter_map(audit::from_line).collect())
+    }
+
+    /// Keeps a checkpoint, whose signature was verified.
+    pub(crate) fn add_witness(&self, checkpoint: proto::Envelope) -> Result<(), StoreError> {
+        let mut kept = self.witnesses()?;
+        kept.push(checkpoint);
+        let over = kept.len().saturating_sub(MAX_WITNESSES);
+        let lines: String = kept[over..].iter().map(|kept| audit::to_line(kept) + "\n").collect();
+        self.write(WITNESSES, lines.as_bytes())
+    }
+
     /// The verification secrets.
     pub(crate) fn secrets(&self) -> Result<Option<Secrets>, StoreError> {
         let Some(bytes) = self.read(SECRETS)? else { return Ok(None) };
@@ -240,7 +259,7 @@ impl Store {
 
     /// Forgets secret, state and KeySet of a former enrolment. The key stays.
     pub(crate) fn forget_enrolment(&self) -> Result<(), StoreError> {
-        for name in [ENROLMENT, STATE, SECRETS, KEYSET] {
+        for name in [ENROLMENT, STATE, SECRETS, KEYSET, WITNESSES] {
             self.remove(name)?;
         }
         Ok(())

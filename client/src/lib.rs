@@ -4,4 +4,5 @@
 //! Platforms: Linux.
 
 pub mod cli;
+mod keep;
 pub mod service;

@@ -14,8 +14,9 @@ use anyhow::{Context as _, Result};
 use horizon_controller::{
     metrics::Metrics,
     store::{
-        Actor, Answered, AppliedState, Attachment, Beat, ChallengeId, Change, ChannelLease, Database,
-        EnvelopeKey, Guard, HeartbeatOptions, PostgresOptions, RegisterRequest, ReplicaId, Revision, Store,
+        Actor, Answered, AppliedState, Attachment, Beat, ChallengeId, ChallengeType, Change, ChannelLease,
+        Database, EnvelopeKey, Guard, HeartbeatOptions, PostgresOptions, RegisterRequest, ReplicaId,
+        Revision, Store,
     },
 };
 use horizon_controller_core::Origin;
@@ -288,9 +289,13 @@ async fn operations(bench: Bench, database: Database, servers: usize) -> Result<
             let a = &fleet[n % fleet.len()];
             let answered = Answered {
                 challenge: ChallengeId(Uuid::now_v7()),
+                kind: ChallengeType::Hmac,
                 asked: Timestamp::now(),
                 right: true,
+                detail: String::new(),
                 tolerated: 3,
+                newest_secret: false,
+                arrival: None,
             };
             store.note_challenge(a.server, a.lease, &answered, Timestamp::now()).await?
         });

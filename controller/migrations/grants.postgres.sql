@@ -27,10 +27,22 @@ BEGIN
         GRANT SELECT, INSERT, UPDATE ON resources, resource_status, servers, server_capabilities, registration_keys,
             personal_keys, devices, connections, address_leases, approvals, revocations,
             connection_metrics TO horizon_run;
+        GRANT SELECT, INSERT, UPDATE ON personal_key_versions, key_deliveries, key_rotation_history, rotation_runs,
+            rotation_policies, key_handovers TO horizon_run;
+        GRANT SELECT, INSERT, UPDATE ON device_decisions, user_settings, user_settings_keys TO horizon_run;
         GRANT SELECT, INSERT, UPDATE, DELETE ON system_settings, server_identity_factors, verification_challenges, replicas,
             device_channels TO horizon_run;
-        GRANT SELECT, INSERT ON audit_logs, heartbeats TO horizon_run;
+        GRANT SELECT, INSERT, UPDATE ON admins, roles, permissions TO horizon_run;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON admin_recovery_codes, role_permissions, user_roles, admin_sessions,
+            token_keys, token_blacklist, idempotency_keys TO horizon_run;
+        GRANT SELECT, INSERT, UPDATE ON keysets, keyset_rotations TO horizon_run;
+        GRANT SELECT, INSERT, DELETE ON keyset_holders TO horizon_run;
+        GRANT SELECT, INSERT ON audit_logs, audit_links, audit_checkpoints, heartbeats TO horizon_run;
         GRANT SELECT, INSERT, DELETE ON security_events TO horizon_run;
+        GRANT UPDATE (handled_at, handled_by, resolution_notes, noticed) ON security_events TO horizon_run;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON detector_baselines, anomaly_detection, anomaly_feedback, blocked_ips,
+            notifications, notification_deliveries, scheduled_tasks, reports, service_status TO horizon_run;
+        GRANT SELECT, INSERT, UPDATE ON flags TO horizon_run;
         GRANT EXECUTE ON FUNCTION horizon_make_partitions(), horizon_drop_partitions(TEXT, BIGINT) TO horizon_run;
     END IF;
 
@@ -39,7 +51,7 @@ BEGIN
         GRANT SELECT ON resources, resource_status TO horizon_reader;
         GRANT SELECT (server_id, namespace, name, status, maintenance_mode, hostname, public_ip, version,
             registration_date, last_heartbeat, last_verified, verified, requires_verification, verification_reason,
-            addresses, unreachable, state_generation, applied_generation, problems, decommission_date,
+            addresses, unreachable, location, identity_drift, state_generation, applied_generation, problems, decommission_date,
             decommission_reason, revoked_date, compromised) ON servers TO horizon_reader;
         GRANT SELECT (connection_id, kind, server_id, device_id, key_id, user_uid, status, connection_type,
             connection_start, activated_date, connection_end, termination_reason, initiated_by, connected,

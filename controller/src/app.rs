@@ -4,6 +4,7 @@ mod declared;
 mod error;
 mod listen;
 mod ready;
+mod vigil;
 mod world;
 
 pub use error::RunError;
@@ -33,12 +34,18 @@ use crate::{
     config::Config,
     deliver::{self, Delivery},
     engine::{Engine, EngineOptions, EngineParts, InForce},
+    geo::Geo,
+    keys::Rotator,
     kubernetes, log,
     metrics::{self, Health, Metrics},
     replica::{Campaign, Roll},
+    rest::{self, RestParts},
+    rotation::{self, Rotation},
+    sealing::Sealing,
     stop::{self, Stopper},
-    store::{MigrationReport, Revision, Store},
+    store::{Database, MigrationReport, Revision, Store},
 };
+use vigil::{Vigil, Watched};
 use world::{Telling, World};
 
 /// How long everything may take to end once nobody is connected.
@@ -76,12 +83,22 @@ pub async fn migrate(config: &Config) -> Result<MigrationReport, RunError> {
     Ok(Store::migrate(world::migration_database(config)?).await?)
 }
 
+/// The database of the settings.
+///
+/// # Errors
+/// When what says where it is cannot be read.
+pub fn database(config: &Config) -> Result<Database, RunError> {
+    world::database(config)
+}
+
 /// A running controller.
 pub struct App {
     /// Where appliances and clients connect.
     pub control: SocketAddr,
     /// Where metrics and health are served.
     pub metrics: SocketAddr,
+    /// Where the REST API is served, if it is.
+    pub rest: Option<SocketAddr>,
     /// The socket of the API.
     pub socket: PathBuf,
     parts: JoinSet<&'static str>,
@@ -118,11 +135,15 @@ impl App {
         let metrics_listener = metrics_listener.map_err(refused)?;
         let metrics_address = metrics_listener.local_addr().map_err(refused)?;
         let api_listener = api::bind(&config.socket).await?;
+        let rest_listener = listen::rest(&config.rest).await?;
 
+        let paths = [&config.geoip_database, &config.geoip_asn_database];
+        let geo = Geo::open(paths.into_iter().flatten().cloned().collect())?;
+        let vigil = Vigil::new(&config)?;
         let advertise = listen::advertise(&config);
         let surroundings = world::Surroundings { config: &config, advertise: &advertise, metrics: &metrics };
         let (world, store, keys, elector) = World::open(surroundings, lock, started_at).await?;
-        let strings = Strings { advertise, root: keys.root_id() };
+        let strings = Strings { advertise, keys: keys.clone() };
         let leadership = world.leadership.clone();
         let database = DatabaseWatch::new(store.clone(), world.shared);
         let draining = Arc::new(AtomicBool::new(false));
@@ -170,6 +191,13 @@ impl App {
             leadership: leadership.clone(),
         };
         parts.add("delivery", deliver::run(delivery, stop.clone()));
+        let rotation = Rotation {
+            engine: engine.clone(),
+            store: store.clone(),
+            live: world.live.clone(),
+            leadership: leadership.clone(),
+        };
+        parts.add("rotation", rotation::run(rotation, stop.clone()));
 
         if let Some(Telling { events, objects, .. }) = &world.telling {
             let leads = leadership.clone();
@@ -184,12 +212,38 @@ impl App {
             parts.add("events of Kubernetes", relay);
         }
 
+        parts.add("database of places", geo.clone().follow(stop.clone()));
+        let watched = Watched {
+            store: &store,
+            desired: Arc::new(engine.clone()),
+            world: &world,
+            geo: &geo,
+            leadership: &leadership,
+            metrics: &metrics,
+        };
+        let (detect, blocks) = vigil.start(&watched, &mut parts, &stop);
+        let sealing = Sealing { store: store.clone(), keys: keys.clone(), leadership: leadership.clone() };
+        parts.add("sealing of the audit trail", sealing.run(stop.clone()));
+        let rotator = Rotator {
+            store: store.clone(),
+            ring: keys.clone(),
+            home: Some(world.home.clone()),
+            live: world.live.clone(),
+            leadership: leadership.clone(),
+            desired: Arc::new(engine.clone()),
+            replica: world.replica,
+            metrics: metrics.clone(),
+        };
+        parts.add("rotation of keys", rotator.run(stop.clone()));
         let channel = listen::listen(&config, |listen| ChannelOptions {
             listen,
             keys: keys.clone(),
             store: store.clone(),
             live: world.live.clone(),
             desired: Arc::new(engine.clone()),
+            geo: geo.clone(),
+            detect: detect.clone(),
+            blocks: blocks.clone(),
             metrics: metrics.clone(),
             settings: listen::channel_settings(&config),
             replica: world.replica,
@@ -200,7 +254,8 @@ impl App {
         control_ready.ready();
 
         let socket = config.socket.clone();
-        let api = Api {
+        let rest = rest_listener.as_ref().and_then(|(listener, _)| listener.local_addr().ok());
+        let api = Arc::new(Api {
             config,
             strings,
             engine,
@@ -212,12 +267,20 @@ impl App {
             roll: world.roll.clone(),
             database: database.clone(),
             source: world.source.describe(),
-        };
-        parts.add("api", api::serve(api_listener, Arc::new(api), stop));
+        });
+        if let Some((listener, certified)) = rest_listener {
+            if let Some(address) = rest {
+                tracing::info!(%address, "the REST API is served");
+            }
+            let parts_of_rest = RestParts { listener, certified, api: api.clone(), geo, blocks, detect };
+            parts.add("REST API", rest::serve(parts_of_rest, stop.clone()));
+        }
+        parts.add("api", api::serve(api_listener, api, stop));
         tracing::info!(%control, metrics = %metrics_address, socket = %socket.display(), "the controller runs");
         Ok(Self {
             control,
             metrics: metrics_address,
+            rest,
             socket,
             parts: parts.0,
             stopper,

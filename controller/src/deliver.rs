@@ -126,12 +126,15 @@ impl Delivery {
                         Err(_) => return,
                     },
                     hint = hints.recv() => match hint {
-                        Ok(Hint::StatusDirty(uid)) => self.used(&index, uid, &mut keys.known).await,
+                        Ok(Hint::StatusDirty(uid)) => if self.used(&index, uid, &mut keys.known).await { break },
                         Ok(Hint::Everything) | Err(RecvError::Lagged(_)) => {
-                            let delivered = keys.known.iter().filter(|(_, key)| key.place.is_some());
-                            let delivered: Vec<Uuid> = delivered.map(|(uid, _)| *uid).collect();
-                            for uid in delivered {
-                                self.used(&index, uid, &mut keys.known).await;
+                            let all: Vec<Uuid> = keys.known.keys().copied().collect();
+                            let mut again = false;
+                            for uid in all {
+                                again |= self.used(&index, uid, &mut keys.known).await;
+                            }
+                            if again {
+                                break;
                             }
                         }
                         Ok(_) => {}
@@ -189,7 +192,8 @@ impl Delivery {
             (facts.used_at.is_some() || facts.revoked_at.is_some(), facts.secret_file)
         } else {
             let facts = self.store.personal_key_facts(key.uid).await?;
-            (facts.activated_at.is_some() || facts.deactivated_at.is_some(), facts.secret_file)
+            let in_use = facts.activated_at.is_some() && !facts.manual_rotation_required;
+            (in_use || facts.deactivated_at.is_some(), facts.secret_file)
         };
         Ok(match place {
             Some(place) if over => {
@@ -269,14 +273,31 @@ impl Delivery {
         }
     }
 
-    /// Takes away the string of a key that was used, or revoked.
-    async fn used(&self, index: &Index, uid: Uuid, known: &mut HashMap<Uuid, Known>) {
-        let Some(entry) = known.get_mut(&uid).filter(|key| key.place.is_some()) else { return };
-        let Some(key) = index.by_uid(uid) else { return };
+    /// Takes away the string of a key that was used, or revoked. Returns whether the key was replaced by one whose string is to be
+    /// delivered.
+    async fn used(&self, index: &Index, uid: Uuid, known: &mut HashMap<Uuid, Known>) -> bool {
+        let Some(entry) = known.get_mut(&uid) else { return false };
+        let Some(key) = index.by_uid(uid) else { return false };
         match self.standing(key).await {
             Ok(Standing::Over) => entry.place = None,
-            Ok(_) => {}
+            Ok(Standing::Delivered(_)) => {}
+            Ok(Standing::Fresh) => {
+                // Somebody else was given its string, unless it is a new one.
+                let replaced = key.resource.kind() == KindName::PersonalKey && self.is_replaced(key).await;
+                if replaced {
+                    known.remove(&uid);
+                }
+                return replaced;
+            }
             Err(error) => tracing::warn!(key = %key.id(), %error, "cannot tell whether the key was used"),
+        }
+        false
+    }
+
+    async fn is_replaced(&self, key: &Stored) -> bool {
+        match self.store.personal_key_facts(key.uid).await {
+            Ok(facts) => facts.manual_rotation_required,
+            Err(_) => false,
         }
     }
 

@@ -143,3 +143,62 @@ fn what_was_issued_survives_a_violent_end() {
     kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
     assert!(child.wait().unwrap().success());
 }
+
+#[test]
+fn a_running_controller_is_hardened() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let config = organisation(dir.path());
+    let (mut child, _log) = start(&config, "text");
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", child.id())).expect("it runs");
+    let status = read("status");
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        line.trim_start_matches(':').trim().to_owned()
+    };
+    assert_eq!(field("NoNewPrivs"), "1");
+    // chown, dac_override, fowner, net_bind_service, as far as it had them.
+    let kept = 1 | 1 << 1 | 1 << 3 | 1 << 10;
+    for set in ["CapEff", "CapPrm", "CapInh", "CapAmb"] {
+        assert_eq!(u64::from_str_radix(&field(set), 16).expect("a mask") & !kept, 0, "{set} of {status}");
+    }
+    let limits = read("limits");
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    // Every thread has the same.
+    for thread in std::fs::read_dir(format!("/proc/{}/task", child.id())).expect("threads") {
+        let status =
+            std::fs::read_to_string(thread.expect("a thread").path().join("status")).unwrap_or_default();
+        assert!(status.is_empty() || status.contains("NoNewPrivs:\t1"), "{status}");
+    }
+    kill(Pid::from_raw(child.id().try_into().expect("a small number")), Signal::SIGTERM).expect("it runs");
+    assert!(child.wait().expect("it ends").success());
+}
+
+#[test]
+fn an_address_is_blocked_and_unblocked_from_the_command_line() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let config = organisation(dir.path());
+    let (mut child, _log) = start(&config, "text");
+    let ask = |arguments: &[&str]| {
+        let done = run(&[arguments, &["--config", &config]].concat());
+        (done.status.success(), text(&done.stdout) + &text(&done.stderr))
+    };
+    let (done, said) = ask(&["block", "198.51.100.0/24", "--reason", "tries keys", "--for", "1h"]);
+    assert!(done && said.contains("198.51.100.0/24 is blocked until"), "{said}");
+    let (done, said) = ask(&["get", "blocks"]);
+    assert!(done && said.contains("198.51.100.0/24") && said.contains("manual"), "{said}");
+    let (done, said) = ask(&["block", "0.0.0.0/0", "--reason", "a slip"]);
+    assert!(!done && said.contains("wider than /8"), "{said}");
+    let (done, said) = ask(&["unblock", "198.51.100.0/24"]);
+    assert!(done && said.contains("not blocked any more"), "{said}");
+    let (done, said) = ask(&["unblock", "198.51.100.0/24"]);
+    assert!(!done && said.contains("is not blocked"), "{said}");
+    for what in ["anomalies", "notifications", "flags", "tasks", "services", "reports"] {
+        let (done, said) = ask(&["get", what]);
+        assert!(done, "{what}: {said}");
+    }
+    let (_, audit) = ask(&["get", "audit"]);
+    assert!(audit.contains("unblock") && audit.contains("198.51.100.0/24"), "{audit}");
+    kill(Pid::from_raw(child.id().try_into().expect("a small number")), Signal::SIGTERM).expect("it runs");
+    assert!(child.wait().expect("it ends").success());
+}

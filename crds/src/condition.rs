@@ -25,6 +25,10 @@ pub enum ConditionType {
     UpToDate,
     /// New sessions can be opened.
     Available,
+    /// The key ends by itself soon: within 30, 7 or 1 days, as the reason says.
+    ExpiresSoon,
+    /// The key was replaced at once: its user has to enter the new one on every device.
+    ManualRotationRequired,
 }
 
 /// Whether a condition holds.

@@ -5,9 +5,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    AccessPolicy, AccessPolicyStatus, Approval, ApprovalStatus, KindName, PersonalKey, PersonalKeyStatus,
-    RegistrationKey, RegistrationKeyStatus, Revocation, RevocationStatus, SecurityPolicy,
-    SecurityPolicyStatus, Server, ServerStatus, TimeSpan, User, UserStatus, VirtualNetwork,
+    AccessPolicy, AccessPolicyStatus, Approval, ApprovalStatus, DeviceDecision, DeviceDecisionStatus,
+    KeyRotation, KeyRotationStatus, KindName, PersonalKey, PersonalKeyStatus, RegistrationKey,
+    RegistrationKeyStatus, Revocation, RevocationStatus, RotationPolicy, RotationPolicyStatus,
+    SecurityPolicy, SecurityPolicyStatus, Server, ServerStatus, TimeSpan, User, UserStatus, VirtualNetwork,
     VirtualNetworkStatus, resource,
 };
 
@@ -151,6 +152,9 @@ pub(crate) fn status_schema(kind: KindName) -> Value {
         KindName::SecurityPolicy => SecurityPolicyStatus::json_schema,
         KindName::Approval => ApprovalStatus::json_schema,
         KindName::Revocation => RevocationStatus::json_schema,
+        KindName::RotationPolicy => RotationPolicyStatus::json_schema,
+        KindName::KeyRotation => KeyRotationStatus::json_schema,
+        KindName::DeviceDecision => DeviceDecisionStatus::json_schema,
     })
 }
 
@@ -166,6 +170,9 @@ pub fn crd(kind: KindName) -> Value {
         KindName::SecurityPolicy => SecurityPolicy::crd(),
         KindName::Approval => Approval::crd(),
         KindName::Revocation => Revocation::crd(),
+        KindName::RotationPolicy => RotationPolicy::crd(),
+        KindName::KeyRotation => KeyRotation::crd(),
+        KindName::DeviceDecision => DeviceDecision::crd(),
     };
     // A definition consists of strings, numbers, lists and maps: nothing that JSON lacks.
     let mut definition = serde_json::to_value(definition).unwrap_or_default();

@@ -27,6 +27,9 @@ pub enum KindName {
     SecurityPolicy,
     Approval,
     Revocation,
+    RotationPolicy,
+    KeyRotation,
+    DeviceDecision,
 }
 
 /// A word that names no kind.
@@ -41,7 +44,7 @@ pub struct UnknownKind {
 
 impl KindName {
     /// Every kind, in the order of the documentation.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Server,
         Self::RegistrationKey,
         Self::User,
@@ -51,6 +54,9 @@ impl KindName {
         Self::SecurityPolicy,
         Self::Approval,
         Self::Revocation,
+        Self::RotationPolicy,
+        Self::KeyRotation,
+        Self::DeviceDecision,
     ];
 
     /// The kind as documents spell it: `AccessPolicy`.
@@ -65,6 +71,9 @@ impl KindName {
             Self::SecurityPolicy => "SecurityPolicy",
             Self::Approval => "Approval",
             Self::Revocation => "Revocation",
+            Self::RotationPolicy => "RotationPolicy",
+            Self::KeyRotation => "KeyRotation",
+            Self::DeviceDecision => "DeviceDecision",
         }
     }
 
@@ -80,6 +89,9 @@ impl KindName {
             Self::SecurityPolicy => "securitypolicies",
             Self::Approval => "approvals",
             Self::Revocation => "revocations",
+            Self::RotationPolicy => "rotationpolicies",
+            Self::KeyRotation => "keyrotations",
+            Self::DeviceDecision => "devicedecisions",
         }
     }
 
@@ -95,6 +107,9 @@ impl KindName {
             Self::SecurityPolicy => "spol",
             Self::Approval => "appr",
             Self::Revocation => "revoc",
+            Self::RotationPolicy => "rpol",
+            Self::KeyRotation => "krot",
+            Self::DeviceDecision => "devdec",
         }
     }
 

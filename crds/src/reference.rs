@@ -18,6 +18,9 @@ pub const fn example(kind: KindName) -> &'static str {
         KindName::SecurityPolicy => include_str!("../examples/securitypolicy.toml"),
         KindName::Approval => include_str!("../examples/approval.toml"),
         KindName::Revocation => include_str!("../examples/revocation.toml"),
+        KindName::RotationPolicy => include_str!("../examples/rotationpolicy.toml"),
+        KindName::KeyRotation => include_str!("../examples/keyrotation.toml"),
+        KindName::DeviceDecision => include_str!("../examples/devicedecision.toml"),
     }
 }
 

@@ -8,8 +8,9 @@ use serde_json::Value;
 use crate::{
     API_VERSION, Issue, Issues, KindName, Name,
     kinds::{
-        AccessPolicySpec, ApprovalSpec, PersonalKeySpec, Reference, RegistrationKeySpec, RevocationSpec,
-        SecurityPolicySpec, ServerSpec, Spec, UserSpec, VirtualNetworkSpec,
+        AccessPolicySpec, ApprovalSpec, DeviceDecisionSpec, KeyRotationSpec, PersonalKeySpec, Reference,
+        RegistrationKeySpec, RevocationSpec, RotationPolicySpec, SecurityPolicySpec, ServerSpec, Spec,
+        UserSpec, VirtualNetworkSpec,
     },
 };
 
@@ -170,6 +171,9 @@ resources!(
     SecurityPolicy(SecurityPolicySpec),
     Approval(ApprovalSpec),
     Revocation(RevocationSpec),
+    RotationPolicy(RotationPolicySpec),
+    KeyRotation(KeyRotationSpec),
+    DeviceDecision(DeviceDecisionSpec),
 );
 
 impl Resource {

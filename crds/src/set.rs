@@ -111,7 +111,6 @@ pub fn check_set_with<'a>(
     for (index, (resource, _)) in set.iter().enumerate() {
         names.dangling(resource).into_iter().for_each(|issue| report(index, issue));
     }
-    security_policies(set, &mut report);
     network_overlaps(set, &mut report);
     egress_overlaps(set, &mut report);
     found.sort_by_key(|found| found.index);
@@ -133,25 +132,6 @@ fn duplicates(set: &[(&Resource, &Origin)], report: &mut impl FnMut(usize, Issue
                     remedy: "rename or remove one of the two".into(),
                 },
             ),
-        }
-    }
-}
-
-fn security_policies(set: &[(&Resource, &Origin)], report: &mut impl FnMut(usize, Issue)) {
-    let mut first: BTreeMap<&Name, &Resource> = BTreeMap::new();
-    for (index, (resource, _)) in set.iter().enumerate() {
-        if resource.kind() != KindName::SecurityPolicy {
-            continue;
-        }
-        let other = *first.entry(resource.namespace()).or_insert(resource);
-        if other.name() != resource.name() {
-            let message = format!(
-                "namespace \"{}\" already has the SecurityPolicy \"{}\"",
-                resource.namespace(),
-                other.name()
-            );
-            let remedy = "keep one of the two".into();
-            report(index, Issue { field: "metadata.name".into(), message, remedy });
         }
     }
 }
@@ -348,15 +328,5 @@ mod tests {
             "{}",
             found[0]
         );
-    }
-
-    #[test]
-    fn a_namespace_has_one_security_policy() {
-        let found = problems(&[
-            ("a.toml", &document("SecurityPolicy", "a", "")),
-            ("b.toml", &document("SecurityPolicy", "b", "")),
-        ]);
-        assert_eq!(found.len(), 1);
-        assert!(found[0].contains("already has the SecurityPolicy \"a\""), "{}", found[0]);
     }
 }

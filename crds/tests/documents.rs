@@ -202,6 +202,12 @@ fn what_is_final_stays_final() {
         ("PersonalKey", "{userRef: a, revocation: {reason: x}}", "{userRef: a}", "spec.revocation"),
         ("Approval", &digest("ab"), &digest("cd"), "spec.identityDigest"),
         (
+            "KeyRotation",
+            "{target: personalKeys, names: [a], type: manual, reason: x}",
+            "{target: personalKeys, names: [b], type: manual, reason: x}",
+            "spec.target",
+        ),
+        (
             "Revocation",
             "{target: {kind: Server, name: a}, reason: x}",
             "{target: {kind: Server, name: b}, reason: x}",

@@ -4,6 +4,7 @@
 
 pub mod bench;
 pub mod fleet;
+pub mod journey;
 pub mod lab;
 pub mod production;
 pub mod products;

@@ -1,7 +1,7 @@
 //! The verification secret: what authenticates heartbeats and answers challenges, and how it moves on.
 
 use horizon_model::{Incarnation, Secret, ServerId};
-use horizon_wire::heartbeat;
+use horizon_wire::{challenge::Asked, heartbeat};
 use thiserror::Error;
 
 /// The secret in force and the one before it, which is kept until the next has been used.
@@ -51,6 +51,11 @@ impl Beats {
     /// The answer to a challenge.
     pub fn answer(&self, id: &[u8; 16], nonce: &[u8; 32], server: ServerId, run: Incarnation) -> Vec<u8> {
         heartbeat::answer(&self.secrets.current, id, nonce, server, run)
+    }
+
+    /// The tag of evidence.
+    pub fn vouch(&self, asked: Asked<'_>, evidence: &[u8]) -> Vec<u8> {
+        asked.tag(&self.secrets.current, evidence)
     }
 
     /// What to store after an acknowledgement. Nothing changes until [`Beats::stored`].

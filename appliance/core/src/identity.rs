@@ -34,6 +34,8 @@ pub struct Facts {
     pub machine_id: Option<String>,
     /// `NAME`, `VERSION_ID` and the like of the system's release file.
     pub release: Vec<(String, String)>,
+    /// The same of the image that the system was started from: `IMAGE_ID` and `IMAGE_VERSION`, or `file` for a file's content.
+    pub image: Vec<(String, String)>,
     /// The kernel's release.
     pub kernel: Option<String>,
     /// The processor architecture.
@@ -118,6 +120,9 @@ pub fn describe(facts: &Facts) -> Vec<Factor> {
     for (name, value) in &facts.release {
         list.add(runtime, &format!("release/{name}"), value, false);
     }
+    for (name, value) in &facts.image {
+        list.add(runtime, &format!("image/{name}"), value, false);
+    }
     if let Some(kernel) = &facts.kernel {
         list.add(runtime, "kernel", kernel, false);
     }
@@ -163,7 +168,7 @@ impl Factors {
             return;
         }
         let value = if hash {
-            let labelled = [LABEL, name.as_bytes(), b"\0", value.as_bytes()].concat();
+            let labelled = [LABEL, unplaced(name).as_bytes(), b"\0", value.as_bytes()].concat();
             format!("sha256:{}", sha256(&labelled))
         } else {
             cut(value, MAX_VALUE_BYTES)
@@ -171,6 +176,15 @@ impl Factors {
         let name: String = name.chars().filter(|c| !c.is_control()).collect();
         self.0.push(Factor { kind, name: cut(&name, MAX_NAME_BYTES), value });
     }
+}
+
+/// The name without its number or link: a disk in another place, or a card under another name, is the same one.
+fn unplaced(name: &str) -> String {
+    let mut parts: Vec<_> = name.split('/').collect();
+    if parts.len() == 3 {
+        parts.remove(1);
+    }
+    parts.join("/")
 }
 
 /// The longest beginning of at most `limit` bytes.
@@ -207,6 +221,7 @@ mod tests {
             resolvers: vec!["192.0.2.53".parse().unwrap()],
             machine_id: Some("0123456789abcdef0123456789abcdef".into()),
             release: vec![("ID".into(), "debian".into())],
+            image: vec![("IMAGE_VERSION".into(), "7".into())],
             kernel: Some("6.1.0".into()),
             architecture: "x86_64".into(),
             program: Some("ab".repeat(32)),
@@ -229,6 +244,17 @@ mod tests {
         let kinds: std::collections::BTreeSet<_> = factors.iter().map(|f| f.kind).collect();
         assert_eq!(kinds.len(), 3);
         assert_eq!(describe(&facts()), factors);
+    }
+
+    #[test]
+    fn a_disk_and_a_card_are_the_same_in_other_places() {
+        let mut moved = facts();
+        moved.disks.insert(0, Disk { model: None, serial: Some("A-1".into()), bytes: 1 });
+        moved.cards[0].link = "enp3s0".into();
+        let (before, after) = (describe(&facts()), describe(&moved));
+        let value = |list: &[Factor], name: &str| list.iter().find(|f| f.name == name).unwrap().value.clone();
+        assert_eq!(value(&before, "disk/0/serial"), value(&after, "disk/1/serial"));
+        assert_eq!(value(&before, "network-card/eth0/address"), value(&after, "network-card/enp3s0/address"));
     }
 
     #[test]

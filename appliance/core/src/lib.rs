@@ -12,6 +12,7 @@ mod observed;
 mod plan;
 mod reach;
 mod ruleset;
+pub mod tpm;
 
 pub use action::Action;
 pub use addresses::{HostAddress, MAX_ADVERTISED, advertised};

@@ -54,6 +54,10 @@ impl Agent {
                 }
                 self.report(true);
             }
+            Heard::KeySet(keyset) => {
+                tracing::info!(version = keyset.version, "the organisation has a newer KeySet");
+                self.keyset = Some(keyset);
+            }
             Heard::Failed { reason, retry_in } => {
                 if self.controller.connected || self.controller.since.is_none() {
                     self.controller.since = Some(now);
@@ -64,8 +68,8 @@ impl Agent {
                 self.controller.next_attempt = now.checked_add(wait).ok();
             }
             Heard::State(envelope) => self.take_state(&envelope).await,
-            Heard::DialBack(nonce) => {
-                if self.probes.announce(nonce, Instant::now()) {
+            Heard::DialBack(announced) => {
+                if let Some(nonce) = self.probes.announce(announced, Instant::now()) {
                     self.outbox.seen(nonce);
                 }
             }
@@ -160,7 +164,7 @@ impl Agent {
 
     /// What tells this machine from another.
     pub(super) async fn observe_facts(&mut self) {
-        self.factors = describe(&facts::collect(self.host.net()).await);
+        self.factors = describe(&facts::collect(self.host.net(), &self.options.host).await);
         self.publish();
     }
 

@@ -13,13 +13,13 @@ use std::{
 use horizon_appliance::Status;
 use horizon_channel::{Listener, Receiver, Sender};
 use horizon_hostnet::{Events, Net};
-use horizon_model::{ApplianceReport, ApplianceState, EntryBody, EntryId, Secret, ServerId};
+use horizon_model::{ApplianceReport, ApplianceState, EntryBody, EntryId, PublicKey, Secret, ServerId};
 use horizon_wire::{
     Message, convert, envelope,
     envelope::Context,
     key::{self, SigningKey},
-    keyset::{KeySet, KeySetKey},
-    proto::{self, KeyUse, from_controller::Message as Say, to_controller::Message as Said},
+    keyset::{self, KeySet, KeySetKey},
+    proto::{self, KeyPhase, KeyUse, from_controller::Message as Say, to_controller::Message as Said},
     state::{Entries, Numbered, compose},
     token::RegistrationToken,
 };
@@ -145,8 +145,8 @@ pub(crate) struct Controller {
     listener: Listener,
     /// The address that tokens name.
     pub(crate) address: IpAddr,
-    keys: [SigningKey; 3],
-    keyset: proto::SignedKeySet,
+    pub keys: [SigningKey; 3],
+    pub(crate) keyset: proto::SignedKeySet,
     pub(crate) server: ServerId,
     pub(crate) secret: Secret,
     pub(crate) state: Numbered,
@@ -165,12 +165,14 @@ impl Controller {
             key: key.public(),
             not_before: 0,
             not_after: i64::MAX,
+            phase: KeyPhase::Current,
         };
         let keyset = KeySet {
             version: 1,
             root: root.public(),
             keys: vec![key(KeyUse::Tls, tls), key(KeyUse::State, state)],
             issued: 1,
+            revoked: Vec::new(),
         };
         Self {
             listener: Listener::bind("0.0.0.0:0".parse().unwrap(), tls).unwrap(),
@@ -209,8 +211,18 @@ impl Controller {
                 keysets: vec![self.keyset.clone()],
                 now: 0,
                 software: "test".into(),
+                newest_keyset: keyset::read(&self.keyset).unwrap().version,
             };
-            let mut peer = Peer { remote: peer.remote, sender: peer.sender, receiver: peer.receiver };
+            let binding = horizon_channel::binding(&peer.connection).unwrap();
+            let (key, features) = (peer.key, peer.hello.features.clone());
+            let mut peer = Peer {
+                remote: peer.remote,
+                key,
+                features,
+                binding,
+                sender: peer.sender,
+                receiver: peer.receiver,
+            };
             peer.say(0, Say::Welcome(welcome)).await;
             return peer;
         }
@@ -275,6 +287,12 @@ impl Controller {
 /// A connected appliance.
 pub(crate) struct Peer {
     remote: SocketAddr,
+    /// The key that it proved.
+    pub(crate) key: PublicKey,
+    /// What it says that it can do.
+    pub(crate) features: Vec<String>,
+    /// What binds a statement to its connection.
+    pub(crate) binding: [u8; 32],
     sender: Sender,
     receiver: Receiver,
 }

@@ -16,12 +16,12 @@
 
 use std::{fmt, net::IpAddr};
 
-use horizon_model::{Capability, SessionId};
+use horizon_model::{Capability, KeyId, SessionId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use crate::{failure::Failure, session::Phase, status::Status};
+use crate::{failure::Failure, session::Phase, settings::Settings, status::Status};
 
 /// The longest line in bytes, the line feed included. A list of a thousand servers fits.
 pub const MAX_LINE: usize = 1024 * 1024;
@@ -55,6 +55,9 @@ pub enum Request {
         /// Whether the connection stays without [`Request::Confirm`] although `ssh_peer` is set.
         #[serde(default)]
         confirmed: bool,
+        /// Whether another server is used when this one stays away.
+        #[serde(default)]
+        failover: bool,
     },
     /// Keeps a connection that would otherwise be reverted. Answered by [`Reply::Status`].
     Confirm,
@@ -62,6 +65,34 @@ pub enum Request {
     Status,
     /// Ends the session and puts the host back. Answered by [`Reply::Status`].
     Disconnect,
+    /// Fetches the personal key that is handed over. Answered by [`Reply::Key`].
+    ClaimKey {
+        /// The string the user was given.
+        handover: KeyText,
+        /// The code that they were told in another way.
+        code: String,
+    },
+    /// The settings that follow the user, brought together with those of the other devices if the controller can be reached.
+    /// Answered by [`Reply::Settings`].
+    Settings,
+    /// The same as this device has them, without asking anybody. Answered by [`Reply::Settings`].
+    KeptSettings,
+    /// Changes them on every device of the user. Answered by [`Reply::Settings`].
+    SetSettings {
+        /// All of them.
+        settings: Settings,
+    },
+    /// Shares the settings of this device anew, under a new key: those that are shared now cannot be read by anybody.
+    /// Answered by [`Reply::Settings`].
+    StartSettingsOver,
+    /// Asks for the personal key that the organisation sent in the place of the one before, if one waits. It waits on until
+    /// [`Request::KeyTaken`]. Answered by [`Reply::Key`].
+    TakeKey,
+    /// Says that the personal key is kept by its user now. Answered by [`Reply::Key`] without one.
+    KeyTaken {
+        /// Which.
+        id: KeyId,
+    },
 }
 
 /// A personal key on its way to the service. Wiped when dropped; `Debug` shows nothing of it.
@@ -125,6 +156,20 @@ pub enum Reply {
     },
     /// What is so now.
     Status(Box<Status>),
+    /// The settings that follow the user.
+    Settings {
+        /// What holds on this device.
+        settings: Settings,
+        /// Why it may be otherwise on others, if it may.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        note: String,
+    },
+    /// The personal key that waits for its user.
+    Key {
+        /// The string; absent when none waits.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<KeyText>,
+    },
 }
 
 /// A server as a list shows it.
@@ -251,6 +296,7 @@ mod tests {
                     take_over: None,
                     ssh_peer: Some("192.0.2.7".parse().unwrap()),
                     confirmed: false,
+                    failover: false,
                 },
             ),
         ] {

@@ -9,5 +9,6 @@ pub mod journal;
 pub mod plan;
 pub mod resolv;
 pub mod session;
+pub mod settings;
 pub mod ssh;
 pub mod status;

@@ -12,7 +12,11 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{failure::Failure, ipc::ServerView, session::Phase};
+use crate::{
+    failure::Failure,
+    ipc::ServerView,
+    session::{Moved, Phase},
+};
 
 /// What is so now.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,9 +33,15 @@ pub struct Status {
     /// The server that is wished for or connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<String>,
+    /// From where the session moved to that server by itself, and why, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved: Option<Moved>,
     /// The session, once it is granted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<SessionView>,
+    /// What the user should know about the personal key; absent when nothing is to be known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_notice: Option<KeyNotice>,
     /// The control channel.
     pub controller: ControllerView,
     /// The version of the service.
@@ -48,6 +58,47 @@ pub struct DeviceView {
     pub name: String,
     /// Its identifier.
     pub id: DeviceId,
+}
+
+/// What the user should know about the personal key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyNotice {
+    /// Where the key stands.
+    pub state: KeyState,
+    /// The same in words, as the controller says it.
+    pub message: String,
+    /// When, where it is about a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Timestamp>,
+}
+
+/// Where a personal key stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum KeyState {
+    /// Nothing is to be done.
+    Fine,
+    /// It was replaced at once: the new one has to be entered.
+    Replaced,
+    /// It ends soon.
+    Expires,
+    /// It is replaced soon, by itself.
+    Rotates,
+    /// It was revoked, or its time is over.
+    Ended,
+}
+
+impl KeyNotice {
+    fn text(&self) -> String {
+        let what = match self.state {
+            KeyState::Replaced => "manual rotation is required: enter the new key with `horizon key enter`",
+            KeyState::Expires => "ask for a new key in time",
+            KeyState::Ended => "ask for a new key and enter it with `horizon key enter`",
+            KeyState::Fine | KeyState::Rotates => return self.message.clone(),
+        };
+        if self.message.is_empty() { what.to_owned() } else { format!("{}; {what}", self.message) }
+    }
 }
 
 /// The control channel.
@@ -147,12 +198,18 @@ impl Status {
         if let Some(server) = &self.server {
             out.line("server", server);
         }
+        if let Some(moved) = &self.moved {
+            out.line("moved", &format!("from {}: {}", moved.from, moved.reason));
+        }
         if let Some(session) = &self.session {
             session.write(&mut out);
         }
         match &self.device {
             Some(device) => out.line("device", &format!("{} of {}", device.name, device.user)),
             None => out.line("device", "not enrolled: add your personal key with `horizon key add`"),
+        }
+        if let Some(notice) = &self.key_notice {
+            out.line("key", &notice.text());
         }
         out.line("controller", &self.controller.text());
         if let Some(failure) = &self.failure {

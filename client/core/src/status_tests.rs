@@ -13,6 +13,7 @@ fn status() -> Status {
             id: DeviceId(Uuid::from_u128(1)),
         }),
         server: Some("paris-1".into()),
+        moved: None,
         session: Some(SessionView {
             id: SessionId(Uuid::from_u128(2)),
             since: "2026-11-20T06:00:00Z".parse().unwrap(),
@@ -30,6 +31,7 @@ fn status() -> Status {
             bytes_received: 5 << 20,
             violations: BTreeMap::from([("unsolicited".into(), 3)]),
         }),
+        key_notice: None,
         controller: ControllerView {
             state: ControllerState::Connected,
             address: Some("203.0.113.8:7440".parse().unwrap()),
@@ -78,6 +80,7 @@ fn before_a_key_is_added_the_status_says_how() {
         device: None,
         server: None,
         session: None,
+        key_notice: None,
         controller: ControllerView::default(),
         ..status()
     };

@@ -40,11 +40,22 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: KeyCommand,
     },
+    /// Hand out the personal key that is kept here, for another of your devices: `horizon key add` there.
+    ///
+    /// Whoever has the key can add devices in your name until it is revoked, so this asks first.
+    ExportKey(Export),
     /// List the servers you may use.
     Servers {
         /// How to print them.
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
+    },
+    /// Show or change the settings that follow you to all your devices.
+    ///
+    /// Your organisation keeps them, and cannot read them: they are sealed under a key that only your devices have.
+    Settings {
+        #[command(subcommand)]
+        command: Option<SettingsCommand>,
     },
     /// Connect to a server. Returns when packets flow.
     ///
@@ -70,12 +81,67 @@ pub(super) enum Command {
 }
 
 #[derive(Debug, Subcommand)]
+pub(super) enum SettingsCommand {
+    /// Set one: preferred-server NAME, failover on|off, alias.NAME SERVER; without a value it is taken back.
+    Set {
+        /// Which.
+        name: String,
+        /// To what.
+        #[arg(default_value = "")]
+        value: String,
+    },
+    /// Share the settings of this device anew when those that are shared cannot be read any more, because every device that
+    /// could is lost.
+    StartOver,
+}
+
+#[derive(Debug, Subcommand)]
 pub(super) enum KeyCommand {
-    /// Add the personal key you were given; it makes this device yours and is not kept.
+    /// Add the personal key you were given, or enter the one that replaces it; it makes this device yours.
     ///
+    /// The key is kept in the keyring of your session, so that you can export it for another device. Without a keyring it is
+    /// not kept, unless you choose an encrypted file; the device works either way.
     /// The key is read from a prompt that does not show it, or from standard input: `horizon key add < key.txt`. It is
     /// never taken from the command line, where other users of the machine could read it.
+    #[command(visible_alias = "enter")]
     Add(KeyAdd),
+    /// Show which personal key is kept and where; nothing of its secret.
+    Show(KeyPlace),
+    /// Remove the kept personal key. This device stays enrolled.
+    Remove(KeyRemove),
+}
+
+/// Where the personal key is kept: in the keyring, unless a file is chosen.
+#[derive(Debug, clap::Args)]
+pub(super) struct KeyPlace {
+    /// Keep the key in this file under a passphrase instead of in the keyring.
+    #[arg(long, value_name = "PATH")]
+    pub encrypted_file: Option<PathBuf>,
+    /// Read the passphrase from the first line of this file instead of asking for it.
+    #[arg(long, value_name = "PATH", requires = "encrypted_file")]
+    pub passphrase_file: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct KeyRemove {
+    /// Remove this encrypted file instead of the key in the keyring.
+    #[arg(long, value_name = "PATH")]
+    pub encrypted_file: Option<PathBuf>,
+    /// Ask nothing.
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Export {
+    #[command(flatten)]
+    pub place: KeyPlace,
+    /// Write the key into this new file, which only you can read, instead of printing it.
+    #[arg(short, long, value_name = "PATH")]
+    pub output: Option<PathBuf>,
+    /// Ask nothing.
+    #[arg(short, long)]
+    pub yes: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -83,6 +149,11 @@ pub(super) struct KeyAdd {
     /// How this device is called in the organisation's lists; its host name if not given.
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
+    #[command(flatten)]
+    pub place: KeyPlace,
+    /// Keep the key nowhere.
+    #[arg(long, conflicts_with = "encrypted_file")]
+    pub do_not_keep: bool,
     /// Taken only to be refused without being printed.
     #[arg(hide = true, value_name = "KEY")]
     pub on_command_line: Option<String>,
@@ -90,12 +161,15 @@ pub(super) struct KeyAdd {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Connect {
-    /// The server's name, as `horizon servers` lists it.
-    pub server: String,
+    /// The server's name, as `horizon servers` lists it, or your alias of it. Unset: the setting preferred-server.
+    pub server: Option<String>,
     /// End the connection of your other device, if there is one. Without this a terminal is asked, and a script ends with
     /// exit code 5.
     #[arg(long)]
     pub take_over: bool,
+    /// Use another server that offers as much when this one stays away, without a moment outside the tunnel.
+    #[arg(long)]
+    pub failover: bool,
     /// Ask nothing: keep a connection made over SSH without `horizon confirm`.
     #[arg(short, long)]
     pub yes: bool,
@@ -220,9 +294,7 @@ mod tests {
         let settings = run.settings(Path::new("/tmp/s"));
         assert_eq!(settings.confirm_within, Duration::from_secs(3));
         assert!(settings.resume);
-        for bad in
-            ["horizon", "horizon connect", "horizon service run --device a/b", "horizon status -o yaml"]
-        {
+        for bad in ["horizon", "horizon key", "horizon service run --device a/b", "horizon status -o yaml"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use horizon_client_core::{
     failure::{Failure, FailureKind},
-    ipc::{KeyText, Progress, Reply, Request},
+    ipc::{Progress, Reply, Request},
     ssh,
     status::{self, Status},
 };
@@ -12,31 +12,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    args::{Connect, KeyAdd, Output},
+    args::{Connect, Output},
     connection::ask,
-    note, prompt, say,
+    note, prompt, say, settings,
 };
-
-pub(super) fn add_key(socket: &Path, add: KeyAdd) -> Result<(), Failure> {
-    if add.on_command_line.is_some() {
-        return Err(Failure::new(
-            FailureKind::Usage,
-            "a key on the command line can be read by every user of this machine",
-            "run `horizon key add` and paste it at the prompt, or: horizon key add < FILE. Have a key that was typed on a \
-             shared machine replaced.",
-        ));
-    }
-    let text = prompt::secret("Personal key (not shown)")
-        .map_err(|e| Failure::failed(format!("the key cannot be read: {e}"), ""))?;
-    let key = KeyText::new(text.trim().to_owned());
-    match ask(socket, &Request::AddKey { key, name: add.name }, progress)? {
-        Reply::Enrolled { user, device } => {
-            say(&format!("this device is now {device} of {user}; see what you may use: horizon servers"));
-            Ok(())
-        }
-        _ => Err(unexpected()),
-    }
-}
 
 pub(super) fn servers(socket: &Path, output: Output) -> Result<(), Failure> {
     let Reply::Servers { servers } = ask(socket, &Request::Servers, progress)? else {
@@ -57,11 +36,13 @@ pub(super) fn servers(socket: &Path, output: Output) -> Result<(), Failure> {
 
 pub(super) fn connect(socket: &Path, connect: &Connect) -> Result<(), Failure> {
     let ssh_peer = std::env::var("SSH_CONNECTION").ok().and_then(|text| ssh::peer(&text));
+    let (server, failover) = settings::choice(socket, connect.server.as_deref())?;
     let request = |take_over| Request::Connect {
-        server: connect.server.clone(),
+        server: server.clone(),
         take_over,
         ssh_peer,
         confirmed: connect.yes,
+        failover: connect.failover || failover,
     };
     let reply = match ask(socket, &request(None), progress) {
         Err(failure) if failure.kind == FailureKind::Conflict => {

@@ -3,7 +3,9 @@
 mod args;
 mod commands;
 mod connection;
+mod keys;
 mod prompt;
+mod settings;
 
 use std::{
     io::{IsTerminal, Write},
@@ -21,15 +23,24 @@ use args::{Args, Command, KeyCommand, ServiceCommand};
 pub fn main() -> ExitCode {
     // Arguments that make no sense end the program with 2 here.
     let args = Args::parse();
+    let collects =
+        matches!(args.command, Command::Servers { .. } | Command::Connect(_) | Command::Status { .. });
     let done = match args.command {
         Command::Service { command } => return serve(&args.socket, command),
-        Command::Key { command: KeyCommand::Add(add) } => commands::add_key(&args.socket, add),
+        Command::Key { command: KeyCommand::Add(add) } => keys::add(&args.socket, add),
+        Command::Key { command: KeyCommand::Show(place) } => keys::show(place),
+        Command::Key { command: KeyCommand::Remove(remove) } => keys::remove(remove),
+        Command::ExportKey(export) => keys::export(export),
         Command::Servers { output } => commands::servers(&args.socket, output),
+        Command::Settings { command } => settings::settings(&args.socket, command),
         Command::Connect(connect) => commands::connect(&args.socket, &connect),
         Command::Confirm => commands::confirm(&args.socket),
         Command::Status { output } => commands::status(&args.socket, output),
         Command::Disconnect => commands::disconnect(&args.socket),
     };
+    if collects {
+        keys::collect(&args.socket);
+    }
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -1,6 +1,9 @@
 //! Questions to a person at a terminal.
 
-use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::{
+    io::{self, BufRead, IsTerminal, Read, Write},
+    os::fd::{AsFd, BorrowedFd},
+};
 
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use zeroize::Zeroizing;
@@ -17,11 +20,39 @@ pub(super) fn secret(question: &str) -> io::Result<Zeroizing<String>> {
         return Ok(text);
     }
     write!(io::stderr(), "{question}: ")?;
-    let quiet = Quiet::begin()?;
+    let quiet = Quiet::begin(&stdin)?;
     let read = stdin.lock().take(MAX_SECRET).read_line(&mut text);
     drop(quiet);
     writeln!(io::stderr())?;
     read.map(|_| text)
+}
+
+/// Asks for a passphrase at the terminal; a fresh one twice.
+pub(super) fn passphrase(fresh: bool) -> io::Result<Zeroizing<String>> {
+    let ask = |question: &str| -> io::Result<Zeroizing<String>> {
+        let mut terminal = std::fs::OpenOptions::new().read(true).write(true).open("/dev/tty")?;
+        write!(terminal, "{question}: ")?;
+        let quiet = Quiet::begin(&terminal)?;
+        let mut text = Zeroizing::new(String::new());
+        let read = io::BufReader::new(&terminal).take(MAX_SECRET).read_line(&mut text);
+        drop(quiet);
+        writeln!(terminal)?;
+        read.map(|_| Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned()))
+    };
+    let first = ask("Passphrase of the key file (not shown)")?;
+    if fresh && *first != *ask("The same again")? {
+        return Err(io::Error::other("the two are not the same"));
+    }
+    Ok(first)
+}
+
+/// Asks for a line at the terminal, which may be seen.
+pub(super) fn line(question: &str) -> io::Result<String> {
+    let mut terminal = std::fs::OpenOptions::new().read(true).write(true).open("/dev/tty")?;
+    write!(terminal, "{question}: ")?;
+    let mut text = String::new();
+    io::BufReader::new(&terminal).take(MAX_SECRET).read_line(&mut text)?;
+    Ok(text.trim().to_owned())
 }
 
 /// Asks for a yes; anything else, and no terminal, is a no.
@@ -36,21 +67,22 @@ pub(super) fn yes(question: &str) -> io::Result<bool> {
 }
 
 /// Keeps the terminal from echoing until dropped.
-struct Quiet(rustix::termios::Termios);
+struct Quiet<'a>(BorrowedFd<'a>, rustix::termios::Termios);
 
-impl Quiet {
-    fn begin() -> io::Result<Self> {
-        let before = tcgetattr(io::stdin())?;
+impl<'a> Quiet<'a> {
+    fn begin(terminal: &'a impl AsFd) -> io::Result<Self> {
+        let terminal = terminal.as_fd();
+        let before = tcgetattr(terminal)?;
         let mut quiet = before.clone();
         quiet.local_modes.remove(LocalModes::ECHO);
-        tcsetattr(io::stdin(), OptionalActions::Flush, &quiet)?;
-        Ok(Self(before))
+        tcsetattr(terminal, OptionalActions::Flush, &quiet)?;
+        Ok(Self(terminal, before))
     }
 }
 
-impl Drop for Quiet {
+impl Drop for Quiet<'_> {
     fn drop(&mut self) {
         // The terminal may be gone, and then there is nothing to restore.
-        let _ = tcsetattr(io::stdin(), OptionalActions::Flush, &self.0);
+        let _ = tcsetattr(self.0, OptionalActions::Flush, &self.1);
     }
 }

@@ -12,15 +12,17 @@ use horizon_client_core::{
     failure::{Failure, FailureKind},
     ipc::{KeyText, Message, Progress, Reply, Request},
     session::{Answer, Effect, Event, Machine, Path, Phase, Wish},
-    status::{DeviceView, SessionView, Status},
+    settings::Settings,
+    status::{DeviceView, KeyNotice, KeyState, SessionView, Status},
 };
-use horizon_model::{PublicKey, SessionId, Ticket};
+use horizon_model::{KeyId, PublicKey, SessionId, Ticket};
 use horizon_tunnel::TunnelHandle;
 use horizon_wire::{
     convert,
+    key::SigningKey,
     keyset::Anchor,
     proto::{self, from_controller, to_controller},
-    token::PersonalKey,
+    token::{Handover, PersonalKey},
 };
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
@@ -31,10 +33,13 @@ use super::{
     device,
     link::{Link, LinkEvent},
     server::Call,
+    settings::{self, Kept, Shared},
     store::{Enrolment, Store},
     worker::{Done, Job},
 };
 
+/// How often the controller is told what went through the session.
+const REPORT_EVERY: Duration = Duration::from_secs(30);
 /// The most front ends that wait for one session.
 const MAX_WAITERS: usize = 64;
 
@@ -58,6 +63,8 @@ pub(super) struct Outputs {
     pub(super) jobs: mpsc::Sender<Job>,
     /// What is kept.
     pub(super) store: Store,
+    /// The device key, from which its wrapping key follows.
+    pub(super) key: SigningKey,
 }
 
 enum Internal {
@@ -68,6 +75,10 @@ enum Internal {
     Enrolled {
         result: Result<Enrolment, Failure>,
         to: mpsc::Sender<Message>,
+    },
+    Found {
+        attempt: u64,
+        server: Option<String>,
     },
     /// A front end that waited for a connection went away.
     Abandoned,
@@ -104,6 +115,8 @@ pub(super) struct Actor {
     envelope: Option<proto::Envelope>,
     /// The far end of the SSH login that the session was asked for from.
     ssh_peer: Option<IpAddr>,
+    /// What the user should know about the personal key.
+    key_notice: Option<KeyNotice>,
     inner: mpsc::Sender<Internal>,
     internal: mpsc::Receiver<Internal>,
 }
@@ -128,6 +141,7 @@ impl Actor {
             waiters: Vec::new(),
             envelope: None,
             ssh_peer: None,
+            key_notice: None,
             inner,
             internal,
         }
@@ -149,6 +163,8 @@ impl Actor {
     /// Runs until `stop` is done, then puts the host back. The session stays granted, so that the next run takes it up.
     pub(super) async fn run(mut self, mut inputs: Inputs, stop: impl Future<Output = ()>) {
         let mut stop = std::pin::pin!(stop);
+        let mut reports = tokio::time::interval(REPORT_EVERY);
+        reports.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             self.settle().await;
             let due = self.machine.poll_timeout();
@@ -161,6 +177,7 @@ impl Actor {
                     let path = inputs.path.borrow_and_update().clone();
                     self.path(path).await;
                 }
+                _ = reports.tick() => self.report_session(),
                 () = wait(due) => self.machine.handle_timeout(Instant::now()),
                 () = &mut stop => break,
             }
@@ -179,6 +196,7 @@ impl Actor {
         while let Some(effect) = self.machine.poll_effect() {
             match effect {
                 Effect::Request { attempt, server, take_over } => self.request(attempt, server, take_over),
+                Effect::Find { attempt, instead_of } => self.find(attempt, instead_of),
                 Effect::Start(ticket) => {
                     let ticket = Arc::new(*ticket);
                     self.current =
@@ -221,6 +239,7 @@ impl Actor {
             tracing::info!(?phase, server = self.machine.server(), "session");
             self.announce(phase);
             if phase == Phase::Connected {
+                self.share_settings();
                 self.keep_ticket();
             }
         }
@@ -306,6 +325,27 @@ impl Actor {
         });
     }
 
+    /// Looks for an available server that offers what the session in use was granted.
+    fn find(&self, attempt: u64, instead_of: String) {
+        let (link, inner) = (self.out.link.clone(), self.inner.clone());
+        let granted = self.current.as_ref().map(|c| c.ticket.capabilities.clone()).unwrap_or_default();
+        tokio::spawn(async move {
+            let answer = link.ask(to_controller::Message::ListServers(proto::ListServers {})).await;
+            let server = match answer {
+                Ok((from_controller::Message::Servers(list), _)) => {
+                    server_views(list).unwrap_or_default().into_iter().find(|server| {
+                        server.available
+                            && server.name != instead_of
+                            && granted.iter().all(|capability| server.capabilities.contains(capability))
+                    })
+                }
+                _ => None,
+            };
+            // Nobody listens any more only when the service ends.
+            let _ = inner.send(Internal::Found { attempt, server: server.map(|s| s.name) }).await;
+        });
+    }
+
     fn internal(&mut self, internal: Internal) {
         match internal {
             Internal::Answered { attempt, answer } => {
@@ -317,6 +357,9 @@ impl Actor {
                     Err(answer) => answer,
                 };
                 self.machine.handle_answer(Instant::now(), attempt, answer);
+            }
+            Internal::Found { attempt, server } => {
+                self.machine.handle_found(Instant::now(), attempt, server);
             }
             Internal::Abandoned => {
                 let phase = self.machine.phase();
@@ -333,6 +376,7 @@ impl Actor {
                     Ok(enrolment) => {
                         let (user, device) = (enrolment.user.clone(), enrolment.name.clone());
                         self.enrolment = Some(enrolment);
+                        self.key_notice = None;
                         Message::Done(Reply::Enrolled { user, device })
                     }
                     Err(failure) => Message::Failed(failure),
@@ -343,7 +387,14 @@ impl Actor {
     }
 
     fn link(&mut self, event: LinkEvent) {
-        let LinkEvent::Ended { session, reason } = event;
+        let (session, reason) = match event {
+            LinkEvent::Ended { session, reason } => (session, reason),
+            LinkEvent::Key(notice) => {
+                tracing::info!(state = ?notice.state, "{}", notice.message);
+                self.key_notice = Some(notice).filter(|notice| notice.state != KeyState::Fine);
+                return;
+            }
+        };
         if self.machine.session() == Some(session) {
             tracing::info!(%session, reason, "the controller ended the session");
         }
@@ -383,10 +434,10 @@ impl Actor {
             Request::Status => self.report_status(answer),
             Request::Servers => self.servers(answer),
             Request::AddKey { key, name } => self.add_key(&key, name.as_deref(), answer),
-            Request::Connect { server, take_over, ssh_peer, confirmed } => {
+            Request::Connect { server, take_over, ssh_peer, confirmed, failover } => {
                 let confirm_within = (ssh_peer.is_some() && !confirmed).then_some(self.confirm_within);
                 self.ssh_peer = ssh_peer;
-                let wish = Wish { server, take_over, confirm_within };
+                let wish = Wish { server, take_over, confirm_within, failover };
                 let result = self.machine.handle_connect(Instant::now(), wish);
                 self.await_phase(result, true, answer);
             }
@@ -394,6 +445,13 @@ impl Actor {
                 self.machine.handle_disconnect();
                 self.await_phase(Ok(()), false, answer);
             }
+            Request::ClaimKey { handover, code } => self.claim_key(&handover, code, answer),
+            Request::Settings => self.settings(false, answer),
+            Request::KeptSettings => send(&answer, self.kept_settings()),
+            Request::SetSettings { settings } => self.set_settings(settings, answer),
+            Request::StartSettingsOver => self.settings(true, answer),
+            Request::TakeKey => send(&answer, self.waiting_key()),
+            Request::KeyTaken { id } => send(&answer, self.key_taken(id)),
             Request::Confirm => match self.machine.handle_confirm() {
                 Ok(()) => self.report_status(answer),
                 Err(failure) => send(&answer, Message::Failed(failure)),
@@ -446,6 +504,105 @@ impl Actor {
         });
     }
 
+    /// Fetches a key that is handed over.
+    fn claim_key(&self, text: &KeyText, code: String, to: mpsc::Sender<Message>) {
+        let hand = match Handover::decode(text.expose()) {
+            Ok(hand) => hand,
+            Err(error) => {
+                let remedy = "paste the whole string you were given; it starts with 'hzn-hand-'";
+                let message = format!("that is no hand-over of a key: {error}");
+                return send(&to, Message::Failed(Failure::new(FailureKind::Usage, message, remedy)));
+            }
+        };
+        let link = self.out.link.clone();
+        tokio::spawn(async move {
+            let message = match link.claim(hand, code).await {
+                Ok(key) => Message::Done(Reply::Key { key: Some(KeyText::new(key.encode())) }),
+                Err(failure) => Message::Failed(failure),
+            };
+            send(&to, message);
+        });
+    }
+
+    /// Changes the settings here, and then wherever the user has devices.
+    fn set_settings(&self, chosen: Settings, to: mpsc::Sender<Message>) {
+        let kept = if chosen.is_sound() {
+            self.out.store.settings().and_then(|kept| {
+                self.out.store.set_settings(&Kept { changed: true, settings: chosen, ..kept })
+            })
+        } else {
+            let failure =
+                Failure::new(FailureKind::Usage, "these settings break the rules of their names", "");
+            return send(&to, Message::Failed(failure));
+        };
+        match kept {
+            Ok(()) => self.settings(false, to),
+            Err(error) => send(&to, Message::Failed(Failure::failed(error.to_string(), ""))),
+        }
+    }
+
+    /// Brings the settings together with those of the user's other devices, and tells them.
+    fn settings(&self, start_over: bool, to: mpsc::Sender<Message>) {
+        let (link, store, key) = (self.out.link.clone(), self.out.store.clone(), self.out.key.clone());
+        let device = self.enrolment.as_ref().map(|e| e.device);
+        tokio::spawn(async move {
+            let note = match device {
+                None => "this device is not enrolled: they are its own".to_owned(),
+                Some(device) => match settings::share(&link, &store, &key, device, start_over).await {
+                    Ok(Shared::Yes) => String::new(),
+                    Ok(Shared::Waiting) => {
+                        "they wait for another of your devices, which shares their key when its \
+                                            settings are next looked at there"
+                            .to_owned()
+                    }
+                    Err(failure) => format!("they are not shared now: {}", failure.message),
+                },
+            };
+            let message = match store.settings() {
+                Ok(kept) => Message::Done(Reply::Settings { settings: kept.settings, note }),
+                Err(error) => Message::Failed(Failure::failed(error.to_string(), "")),
+            };
+            send(&to, message);
+        });
+    }
+
+    fn kept_settings(&self) -> Message {
+        match self.out.store.settings() {
+            Ok(kept) => Message::Done(Reply::Settings { settings: kept.settings, note: String::new() }),
+            Err(error) => Message::Failed(Failure::failed(error.to_string(), "")),
+        }
+    }
+
+    /// Brings the settings together without anybody waiting for it.
+    fn share_settings(&self) {
+        let (to, _) = mpsc::channel(1);
+        if self.enrolment.is_some() {
+            self.settings(false, to);
+        }
+    }
+
+    /// The personal key that waits for its user.
+    fn waiting_key(&self) -> Message {
+        match self.out.store.delivered() {
+            Ok(key) => Message::Done(Reply::Key { key }),
+            Err(error) => Message::Failed(Failure::failed(error.to_string(), "")),
+        }
+    }
+
+    /// Forgets the personal key that waits, if it is this one: a newer one may have come meanwhile.
+    fn key_taken(&self, id: KeyId) -> Message {
+        let forgotten = self.out.store.delivered().and_then(|waiting| {
+            let same = waiting
+                .and_then(|text| PersonalKey::decode(text.expose()).ok())
+                .is_some_and(|key| key.id == id);
+            if same { self.out.store.clear_delivered() } else { Ok(()) }
+        });
+        match forgotten {
+            Ok(()) => Message::Done(Reply::Key { key: None }),
+            Err(error) => Message::Failed(Failure::failed(error.to_string(), "")),
+        }
+    }
+
     fn servers(&self, to: mpsc::Sender<Message>) {
         let link = self.out.link.clone();
         tokio::spawn(async move {
@@ -458,6 +615,30 @@ impl Actor {
                 Err(failure) => Message::Failed(failure),
             };
             send(&to, message);
+        });
+    }
+
+    /// Tells the controller what went through the session, so that it can be held against what the appliance counts.
+    fn report_session(&self) {
+        if self.machine.phase() != Phase::Connected {
+            return;
+        }
+        let Some((handle, session)) =
+            self.current.as_ref().and_then(|c| Some((c.handle.clone()?, c.ticket.session)))
+        else {
+            return;
+        };
+        let link = self.out.link.clone();
+        tokio::spawn(async move {
+            let Ok(Ok(snapshot)) = tokio::task::spawn_blocking(move || handle.stats()).await else { return };
+            let Some(found) = snapshot.sessions.iter().find(|s| s.id == session_id(session)) else { return };
+            let report = proto::SessionReport {
+                session: session.as_bytes().to_vec(),
+                connected: found.path.is_some(),
+                bytes_sent: found.counters.bytes_to_peer,
+                bytes_received: found.counters.bytes_from_peer,
+            };
+            link.mention(to_controller::Message::SessionReport(report)).await;
         });
     }
 
@@ -515,7 +696,9 @@ impl Actor {
                 id: e.device,
             }),
             server: self.machine.server().map(str::to_owned),
+            moved: self.machine.moved().cloned(),
             session,
+            key_notice: self.key_notice.clone(),
             controller: self.out.link.view(),
             version: env!("CARGO_PKG_VERSION").into(),
         }

@@ -75,3 +75,60 @@ pub(super) fn open_ticket(
 pub(super) fn unreadable() -> Failure {
     Failure::failed("the controller's answer cannot be read", "check that both sides are up to date")
 }
+
+#[cfg(test)]
+mod tests {
+    use horizon_model::{NetworkId, Secret, ServerId, SessionId};
+    use horizon_wire::{key::SigningKey, keyset::KeySetKey, proto::KeyPhase};
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn a_ticket_of_another_device_is_refused() {
+        let key = |n: u8| SigningKey::from_seed(Secret::new([n; 32]));
+        let (root, tickets, own, other) = (key(1), key(2), key(3), key(4));
+        let listed = KeySetKey {
+            usage: KeyUse::Ticket,
+            key: tickets.public(),
+            not_before: 0,
+            not_after: i64::MAX,
+            phase: KeyPhase::Current,
+        };
+        let keyset =
+            KeySet { version: 1, root: root.public(), keys: vec![listed], issued: 1, revoked: Vec::new() };
+        let (mine, theirs) = (DeviceId(Uuid::from_u128(3)), DeviceId(Uuid::from_u128(4)));
+        let sealed = |device: DeviceId, device_key: PublicKey| {
+            let ticket = Ticket {
+                session: SessionId(Uuid::from_u128(9)),
+                server: ServerId(Uuid::from_u128(8)),
+                server_name: "paris-1".into(),
+                device,
+                device_key,
+                appliance_key: key(5).public(),
+                addresses: Vec::new(),
+                secret: Secret::new([6; 32]),
+                networks: vec![horizon_model::TicketNetwork {
+                    id: NetworkId::ACCESS,
+                    name: String::new(),
+                    addresses: vec!["100.64.0.5/32".parse().unwrap()],
+                    routes: Vec::new(),
+                    inbound: horizon_model::Inbound::AnswersOnly,
+                }],
+                dns: Vec::new(),
+                capabilities: Vec::new(),
+                mtu: 1420,
+                issued: Timestamp::UNIX_EPOCH,
+            };
+            envelope::seal(Context::Ticket, &tickets, convert::encode_ticket(&ticket))
+        };
+        let open = |envelope: &proto::Envelope| open_ticket(envelope, &keyset, &own.public(), Some(mine));
+        assert!(open(&sealed(mine, own.public())).is_ok());
+        for stolen in
+            [sealed(theirs, other.public()), sealed(mine, other.public()), sealed(theirs, own.public())]
+        {
+            let refused = open(&stolen).unwrap_err();
+            assert!(refused.message.contains("another device"), "{refused}");
+        }
+    }
+}

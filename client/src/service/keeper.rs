@@ -1,6 +1,8 @@
 //! Keeps the control channel: set up when somebody asks something, held while a session lives, set up again with growing
 //! and jittered pauses when it is lost, and closed when it has been idle for a while.
 
+mod news;
+
 use std::{future::pending, net::SocketAddr, time::Duration};
 
 use horizon_channel::{Channel, ConnectError, ConnectOptions, RequestError, Requests};
@@ -25,6 +27,7 @@ use tokio::{
 };
 
 use super::{
+    device,
     link::{Command, LinkEvent, Question},
     refusal,
     store::{Enrolment, Store},
@@ -71,6 +74,8 @@ pub(super) struct Keeper {
     /// When to try again (without a channel) or to let go (with one).
     due: Option<Instant>,
     elsewhere: Vec<String>,
+    /// A controller that was found to be silent: it is tried last.
+    silent: Option<SocketAddr>,
     /// Where a controller was last: its name may not be resolved while the session's resolvers are out of reach.
     known: Option<SocketAddr>,
 }
@@ -103,6 +108,7 @@ impl Keeper {
             due: None,
             elsewhere: Vec::new(),
             known: None,
+            silent: None,
         }
     }
 
@@ -137,6 +143,17 @@ impl Keeper {
                 // Whoever asked may have stopped waiting; the enrolment is kept all the same.
                 drop(answer.send(result));
             }
+            Command::Claim { hand, code, answer } => {
+                let result = self.claim(&hand, code).await;
+                drop(answer.send(result));
+            }
+            Command::Mention(message) => {
+                if let Some(channel) = &self.channel {
+                    let requests = channel.requests.clone();
+                    // What is only worth something now is not kept for later.
+                    tokio::spawn(async move { drop(requests.notify(message).await) });
+                }
+            }
             Command::Hold(held) => {
                 self.held = held;
                 self.rest();
@@ -152,12 +169,7 @@ impl Keeper {
         match (&self.channel, question.answer) {
             (Some(channel), answer) => {
                 let question = Question { answer, ..question };
-                tokio::spawn(put(
-                    channel.requests.clone(),
-                    channel.keyset.clone(),
-                    question,
-                    self.commands.clone(),
-                ));
+                tokio::spawn(put(channel.requests.clone(), question, self.commands.clone()));
             }
             (None, Some(answer)) if self.parked.len() >= MAX_PARKED => {
                 let busy = Failure::failed("too many questions wait for the controller", "try again later");
@@ -205,9 +217,7 @@ impl Keeper {
             }
             changed
         });
-        let mut addresses = self.elsewhere.clone();
-        addresses.extend(enrolment.controllers.iter().cloned());
-        addresses.extend(self.known.map(|a| a.to_string()).filter(|a| !enrolment.controllers.contains(a)));
+        let addresses = order(&self.elsewhere, &enrolment.controllers, self.known, self.silent);
         let (done, dialling) = oneshot::channel();
         let key = self.key.clone();
         tokio::spawn(async move { drop(done.send(connect(&key, &addresses, &anchor).await)) });
@@ -284,11 +294,14 @@ impl Keeper {
         self.backoff.reset();
         let address = Some(channel.remote);
         self.known = address;
+        self.silent = None;
         self.show.send_replace(ControllerView {
             state: ControllerState::Connected,
             address,
             detail: String::new(),
         });
+        introduce(channel.requests.clone());
+        self.publish_wrapping_key(channel.requests.clone());
         self.channel = Some(channel);
         for message in std::mem::take(&mut self.untold) {
             self.take(Question { message, answer: None, again: false });
@@ -337,6 +350,7 @@ impl Keeper {
     }
 
     fn lost(&mut self) {
+        self.silent = self.channel.as_ref().map(|c| c.remote);
         let reason = self.channel.take().and_then(|c| c.requests.close_reason());
         let reason = reason.unwrap_or_else(|| "the connection to the controller is gone".into());
         self.due = None;
@@ -351,6 +365,8 @@ impl Keeper {
                 // The receiver goes away only when the service stops.
                 let _ = self.events.send(LinkEvent::Ended { session, reason }).await;
             }
+            from_controller::Message::NewKey(new) => self.new_key(&new),
+            from_controller::Message::KeyNotice(notice) => self.key_notice(notice).await,
             from_controller::Message::GoElsewhere(elsewhere) => {
                 self.elsewhere = elsewhere.addresses.into_iter().take(MAX_ELSEWHERE).collect();
                 if let Some(channel) = self.channel.take() {
@@ -360,15 +376,70 @@ impl Keeper {
                 self.due = None;
                 self.rest();
             }
+            from_controller::Message::Keysets(_) => self.keep_keyset().await,
             other => tracing::debug!(?other, "not for a device"),
         }
     }
+}
+
+impl Keeper {
+    /// Keeps the newest KeySet that the controller showed, and says so.
+    async fn keep_keyset(&mut self) {
+        let Some(requests) = self.channel.as_ref().map(|channel| channel.requests.clone()) else { return };
+        let (keyset, raw) = requests.keyset();
+        if let (Some(enrolment), Some(raw)) = (&mut self.enrolment, &raw)
+            && enrolment.renew(raw)
+            && let Err(error) = self.store.set_enrolment(enrolment)
+        {
+            tracing::warn!(%error, "the newer KeySet was not kept");
+            return;
+        }
+        if let Err(error) = requests.keyset_held(keyset.version).await {
+            tracing::debug!(%error, "the controller was not told which KeySet was kept");
+        }
+    }
+}
+
+/// Says what this device is and where it runs. A controller that knows nothing of it says nothing.
+fn introduce(requests: Requests) {
+    let info = device::describe(None);
+    let hello = proto::DeviceHello {
+        os_version: info.os_version,
+        app_version: info.app_version,
+        hardware_fingerprint: info.hardware_fingerprint,
+    };
+    tokio::spawn(async move {
+        if let Err(error) = requests.notify(to_controller::Message::DeviceHello(hello)).await {
+            tracing::debug!(%error, "the controller was not told what this device is");
+        }
+    });
+}
+
+/// Where to look for a controller, best first: where the last one sent this device, where it was well, where the enrolment says;
+/// and last where one has just fallen silent.
+fn order(
+    elsewhere: &[String],
+    enrolled: &[String],
+    known: Option<SocketAddr>,
+    silent: Option<SocketAddr>,
+) -> Vec<String> {
+    let known = known.map(|address| address.to_string());
+    let silent = silent.map(|address| address.to_string());
+    let mut order: Vec<String> = Vec::new();
+    for address in elsewhere.iter().chain(&known).chain(enrolled) {
+        if !order.contains(address) {
+            order.push(address.clone());
+        }
+    }
+    order.sort_by_key(|address| Some(address) == silent.as_ref());
+    order
 }
 
 async fn connect(key: &SigningKey, addresses: &[String], anchor: &Anchor) -> Dialled {
     let hello = proto::Hello {
         software: version::SOFTWARE.into(),
         role: Role::Device.into(),
+        features: vec![horizon_wire::keyset::FEATURE.to_owned()],
         ..proto::Hello::default()
     };
     let options = ConnectOptions {
@@ -384,12 +455,7 @@ async fn connect(key: &SigningKey, addresses: &[String], anchor: &Anchor) -> Dia
 
 /// Puts a question. When the controller is found to be gone it is put once more, to whoever can be reached then: what is
 /// asked may be asked twice.
-async fn put(
-    requests: Requests,
-    keyset: horizon_wire::keyset::KeySet,
-    question: Question,
-    commands: mpsc::WeakSender<Command>,
-) {
+async fn put(requests: Requests, question: Question, commands: mpsc::WeakSender<Command>) {
     let result = tokio::select! {
         result = requests.request(question.message.clone()) => result,
         () = silence(&requests) => Err(RequestError::Gone),
@@ -404,7 +470,9 @@ async fn put(
             // The service stops otherwise.
             drop(commands.send(Command::Put(question)).await);
         }
-        (Some(answer), _) => drop(answer.send(result.map(|m| (m, keyset)).map_err(refusal::not_answered))),
+        (Some(answer), _) => {
+            drop(answer.send(result.map(|m| (m, requests.keyset().0)).map_err(refusal::not_answered)))
+        }
         (None, _) => {
             if let Err(error) = result {
                 tracing::info!(%error, "the controller did not take the news");
@@ -445,5 +513,22 @@ async fn wait(due: Option<Instant>) {
     match due {
         Some(due) => sleep_until(due).await,
         None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_controller_that_fell_silent_is_tried_last() {
+        let texts = |list: &[&str]| list.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>();
+        let enrolled = texts(&["10.0.0.1:7443", "10.0.0.2:7443"]);
+        let (first, second) = ("10.0.0.1:7443".parse().ok(), "10.0.0.2:7443".parse().ok());
+        assert_eq!(order(&[], &enrolled, None, None), enrolled);
+        assert_eq!(order(&[], &enrolled, second, None), texts(&["10.0.0.2:7443", "10.0.0.1:7443"]));
+        assert_eq!(order(&[], &enrolled, first, first), texts(&["10.0.0.2:7443", "10.0.0.1:7443"]));
+        let away = texts(&["10.0.0.9:7443"]);
+        assert_eq!(order(&away, &enrolled, second, None)[0], "10.0.0.9:7443");
     }
 }

@@ -1,12 +1,15 @@
 //! The service's way to the controller: questions, news, and how the control channel stands.
 
-use horizon_client_core::{failure::Failure, status::ControllerView};
+use horizon_client_core::{
+    failure::Failure,
+    status::{ControllerView, KeyNotice},
+};
 use horizon_model::{DeviceInfo, SessionId};
 use horizon_wire::{
     key::SigningKey,
     keyset::KeySet,
     proto::{from_controller, to_controller},
-    token::PersonalKey,
+    token::{Handover, PersonalKey},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -31,6 +34,8 @@ pub(super) enum LinkEvent {
         /// Why.
         reason: String,
     },
+    /// The user should know something about the personal key.
+    Key(KeyNotice),
 }
 
 /// The answer to a question, with the keys that tickets are verified against.
@@ -47,7 +52,18 @@ pub(super) struct Question {
 /// What the task is asked to do.
 pub(super) enum Command {
     Put(Question),
-    Enrol { key: PersonalKey, info: DeviceInfo, answer: oneshot::Sender<Result<Enrolment, Failure>> },
+    Enrol {
+        key: PersonalKey,
+        info: DeviceInfo,
+        answer: oneshot::Sender<Result<Enrolment, Failure>>,
+    },
+    Claim {
+        hand: Handover,
+        code: String,
+        answer: oneshot::Sender<Result<PersonalKey, Failure>>,
+    },
+    /// Tells something that is worth nothing later: without a channel it is left out.
+    Mention(to_controller::Message),
     Hold(bool),
 }
 
@@ -87,10 +103,22 @@ impl Link {
         let _ = self.send(Command::Put(Question { message, answer: None, again: false })).await;
     }
 
+    /// Tells the controller something that is worth nothing later, if it can be reached now.
+    pub(super) async fn mention(&self, message: to_controller::Message) {
+        let _ = self.send(Command::Mention(message)).await;
+    }
+
     /// Exchanges a personal key for an enrolment of this device.
     pub(super) async fn enrol(&self, key: PersonalKey, info: DeviceInfo) -> Result<Enrolment, Failure> {
         let (answer, answered) = oneshot::channel();
         self.send(Command::Enrol { key, info, answer }).await?;
+        answered.await.map_err(|_| stopping())?
+    }
+
+    /// Fetches a personal key that is handed over with a code.
+    pub(super) async fn claim(&self, hand: Handover, code: String) -> Result<PersonalKey, Failure> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::Claim { hand, code, answer }).await?;
         answered.await.map_err(|_| stopping())?
     }
 

@@ -11,6 +11,7 @@ mod link;
 mod refusal;
 mod resolver;
 mod server;
+mod settings;
 mod store;
 mod supervisor;
 mod worker;
@@ -72,6 +73,9 @@ pub fn repair(settings: &Settings) -> anyhow::Result<bool> {
 
 /// Runs the service until it is told to stop (SIGTERM, SIGINT).
 pub fn run(settings: &Settings) -> anyhow::Result<()> {
+    // Before there are threads.
+    let hardened = horizon_hardening::harden(horizon_hardening::Program::Client);
+    tracing::debug!(?hardened, "what the system allows against leaks of keys");
     runtime()?.block_on(serve(settings))
 }
 
@@ -103,8 +107,9 @@ async fn serve(settings: &Settings) -> anyhow::Result<()> {
     let places =
         worker::Places { resolv_conf: settings.resolv_conf.clone(), device: settings.device.clone() };
     let public = key.public();
+    let own = key.clone();
     let jobs = worker::Worker::start(store.clone(), key, places, net, path_in, done_in);
-    let outputs = actor::Outputs { link, jobs, store: store.clone() };
+    let outputs = actor::Outputs { link, jobs, store: store.clone(), key: own };
     let mut actor = actor::Actor::new(outputs, public, enrolment, settings.confirm_within);
     if settings.resume {
         if let Some(ticket) = store.ticket()? {

@@ -10,7 +10,10 @@ use std::{
 
 use aws_lc_rs::rand;
 use data_encoding::BASE64;
-use horizon_client_core::journal::{self, Journal};
+use horizon_client_core::{
+    ipc::KeyText,
+    journal::{self, Journal},
+};
 use horizon_model::{DeviceId, Secret};
 use horizon_wire::{
     key::SigningKey,
@@ -26,6 +29,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
 use zeroize::Zeroizing;
+
+use super::settings::{Kept, SettingsKey};
 
 /// The largest file that is read, in bytes.
 const MAX_FILE: u64 = 8 * 1024 * 1024;
@@ -169,6 +174,41 @@ impl Store {
     /// Keeps an enrolment.
     pub(super) fn set_enrolment(&self, enrolment: &Enrolment) -> Result<(), StoreError> {
         self.write_json("enrolment.json", enrolment)
+    }
+
+    /// The settings that follow the user.
+    pub(super) fn settings(&self) -> Result<Kept, StoreError> {
+        Ok(self.read_json("settings.json")?.unwrap_or_default())
+    }
+
+    /// Keeps the settings that follow the user.
+    pub(super) fn set_settings(&self, settings: &Kept) -> Result<(), StoreError> {
+        self.write_json("settings.json", settings)
+    }
+
+    /// The key that the shared settings are sealed under, if this device has it.
+    pub(super) fn settings_key(&self) -> Result<Option<SettingsKey>, StoreError> {
+        self.read_json("settings-key.json")
+    }
+
+    /// Keeps that key.
+    pub(super) fn set_settings_key(&self, key: &SettingsKey) -> Result<(), StoreError> {
+        self.write_json("settings-key.json", key)
+    }
+
+    /// The personal key that the organisation sent and that its user has not taken yet.
+    pub(super) fn delivered(&self) -> Result<Option<KeyText>, StoreError> {
+        self.read_json("delivered.json")
+    }
+
+    /// Keeps a personal key that the organisation sent until its user takes it.
+    pub(super) fn set_delivered(&self, key: &KeyText) -> Result<(), StoreError> {
+        self.write_json("delivered.json", key)
+    }
+
+    /// Forgets the personal key that its user has taken.
+    pub(super) fn clear_delivered(&self) -> Result<(), StoreError> {
+        self.remove("delivered.json")
     }
 
     /// The ticket of the session in use, if any since the machine was started. Its signature has to be verified again.

@@ -16,7 +16,9 @@ use horizon_wire::{
     envelope::{self, Context},
     key::{self, SigningKey},
     keyset::{KeySet, KeySetKey},
-    proto::{self, KeyUse, RefusalCode, from_controller::Message as From, to_controller::Message as To},
+    proto::{
+        self, KeyPhase, KeyUse, RefusalCode, from_controller::Message as From, to_controller::Message as To,
+    },
     refusal::Refusal,
     token::PersonalKey,
 };
@@ -195,9 +197,10 @@ fn keyset(root: &SigningKey, tls: &SigningKey, tickets: &SigningKey) -> proto::S
         key: key.public(),
         not_before: now - 3_600_000,
         not_after: now + 3_600_000,
+        phase: KeyPhase::Current,
     };
     let keys = vec![listed(KeyUse::Tls, tls), listed(KeyUse::Ticket, tickets)];
-    KeySet { version: 1, root: root.public(), keys, issued: 1 }.sign(root, None)
+    KeySet { version: 1, root: root.public(), keys, issued: 1, revoked: Vec::new() }.sign(root, None)
 }
 
 async fn converse(mut peer: Peer, shared: Arc<Shared>) {
@@ -206,6 +209,7 @@ async fn converse(mut peer: Peer, shared: Arc<Shared>) {
         keysets: vec![shared.keyset.clone()],
         now: Timestamp::now().as_millisecond(),
         software: "test".into(),
+        newest_keyset: 1,
     };
     let (push, mut pushed) = mpsc::channel(8);
     shared.state.lock().unwrap().push.push(push);

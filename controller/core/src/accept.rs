@@ -91,7 +91,6 @@ impl<F: FnOnce() -> Names> Round<'_, F> {
                 issues.extend(self.carried(id, &network.spec));
             }
             Resource::Server(server) => issues.extend(self.carries(id, &server.spec)),
-            Resource::SecurityPolicy(_) => issues.extend(second_policy(self.index, self.next, id)),
             _ => {}
         }
         issues
@@ -185,19 +184,4 @@ fn overlap(index: &Index, next: &Index, id: &ResourceId, spec: &VirtualNetworkSp
         }
     }
     issues
-}
-
-/// A namespace has one security policy: the one it has, or the first of several newcomers.
-fn second_policy(index: &Index, next: &Index, id: &ResourceId) -> Option<Issue> {
-    let fresh = index.by_id(id).is_none();
-    let others = next.in_namespace(KindName::SecurityPolicy, &id.namespace).iter().map(|s| s.id());
-    let first = others.filter(|other| other != id).find(|other| {
-        let other_fresh = index.by_id(other).is_none();
-        if fresh == other_fresh { other < id } else { fresh }
-    })?;
-    Some(Issue {
-        field: "metadata.name".into(),
-        message: format!("the namespace already has {first}"),
-        remedy: "merge the two: a namespace has at most one".into(),
-    })
 }

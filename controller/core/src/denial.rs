@@ -1,8 +1,8 @@
 //! Why something is refused, and the document that would allow it.
 
 use horizon_crds::{
-    AccessPolicySpec, Destination, Document, Metadata, Name, Resource, ServerSelector, ServerSpec, Subjects,
-    document::to_toml,
+    AccessPolicySpec, Destination, DeviceCondition, Document, Metadata, Name, Resource, ServerSelector,
+    ServerSpec, Subjects, document::to_toml,
 };
 use horizon_model::{Capability, Protocol};
 use thiserror::Error;
@@ -25,10 +25,20 @@ pub enum Denial {
     Suspended { user: Name, reason: String },
     #[error("this device was revoked")]
     DeviceRevoked,
+    #[error("this device is blocked")]
+    DeviceBlocked,
+    #[error("this device was forgotten: it belongs to nobody until it is enrolled again")]
+    DeviceForgotten,
+    #[error("this device is suspicious and gets no new session until an administrator allows it")]
+    DeviceSuspicious,
+    #[error("the policies that let you use server '{server}' do not speak of this device")]
+    DeviceExcluded { server: Name },
     #[error("the personal key that enrolled this device was revoked")]
     KeyRevoked,
     #[error("the personal key that enrolled this device has expired")]
     KeyExpired,
+    #[error("the personal key of this device was replaced, and the new one has to be entered")]
+    KeyReplaced,
     #[error("no policy allows user '{user}' to use server '{server}'")]
     NoPolicy { user: Name, server: Name, allowing: Box<Resource> },
     #[error("server '{server}' and the policies for it have nothing in common: {missing}")]
@@ -74,6 +84,17 @@ impl Denial {
             Self::DeviceRevoked | Self::KeyRevoked | Self::KeyExpired => {
                 "ask an administrator for a new personal key and add it to this device".into()
             }
+            Self::KeyReplaced => {
+                "ask an administrator for the new personal key and enter it: `horizon key add`".into()
+            }
+            Self::DeviceBlocked | Self::DeviceSuspicious => {
+                "an administrator can allow it: `horizon-controller device allow`".into()
+            }
+            Self::DeviceForgotten => "add your personal key again: `horizon key add`".into(),
+            Self::DeviceExcluded { .. } => {
+                "use another of your devices, or ask an administrator to change `devices` of the policy"
+                    .into()
+            }
             Self::NoPolicy { allowing, .. } => {
                 format!("an administrator can allow it with this document:\n\n{}", toml(allowing))
             }
@@ -114,6 +135,7 @@ impl Denial {
             metadata: Metadata::new(namespace.clone(), policy_name(user, server)),
             spec: AccessPolicySpec {
                 subjects: Subjects { users: vec![user.clone()], groups: Vec::new() },
+                devices: DeviceCondition::default(),
                 servers: vec![ServerSelector::Named(server.clone())],
                 capabilities,
                 networks,

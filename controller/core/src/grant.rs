@@ -4,7 +4,8 @@
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use horizon_crds::{
-    AccessPolicySpec, KindName, LifecycleState, Name, Resource, ServerSelector, ServerSpec, UserSpec,
+    AccessPolicySpec, DeviceCondition, KindName, LifecycleState, Name, Resource, ServerSelector, ServerSpec,
+    SuspiciousDevices, UserSpec,
 };
 use horizon_model::{Capability, DestinationRule, Inbound, NetworkId, ServerId};
 use ipnet::IpNet;
@@ -12,7 +13,7 @@ use uuid::Uuid;
 
 use crate::{
     denial::Denial,
-    facts::{DeviceStanding, GrantFacts, Purpose, ServerStanding},
+    facts::{DeviceStanding, DeviceTraits, GrantFacts, Purpose, ServerStanding},
     index::{Index, Stored},
 };
 
@@ -74,7 +75,7 @@ impl Grant {
 ///
 /// # Errors
 /// Everything that is not granted is denied; the denial says what is missing.
-pub fn grant(index: &Index, facts: GrantFacts, user: Uuid, server: ServerId) -> Result<Grant, Denial> {
+pub fn grant(index: &Index, facts: GrantFacts<'_>, user: Uuid, server: ServerId) -> Result<Grant, Denial> {
     let (user, person) = index.user_by_id(user).ok_or(Denial::UserGone)?;
     let (server, spec) = index.server_by_id(server).ok_or(Denial::ServerGone)?;
     if user.resource.namespace() != server.resource.namespace() {
@@ -89,7 +90,7 @@ pub fn grant(index: &Index, facts: GrantFacts, user: Uuid, server: ServerId) -> 
 /// As [`grant`].
 pub fn grant_named(
     index: &Index,
-    facts: GrantFacts,
+    facts: GrantFacts<'_>,
     namespace: &Name,
     user: &Name,
     server: &Name,
@@ -129,12 +130,13 @@ type Place<'a> = (&'a Arc<Stored>, &'a ServerSpec);
 
 fn decide(
     index: &Index,
-    facts: GrantFacts,
+    facts: GrantFacts<'_>,
     (user, person): Person<'_>,
     (stored, spec): Place<'_>,
 ) -> Result<Grant, Denial> {
     let (namespace, user, server) = (user.resource.namespace(), user.resource.name(), stored.resource.name());
     check_person(user, person, facts)?;
+    check_device(index, namespace, facts)?;
     let policies: Vec<_> = index
         .policies_of_user(namespace, user)
         .into_iter()
@@ -143,6 +145,11 @@ fn decide(
         .collect();
     if policies.is_empty() {
         return Err(Denial::no_policy(namespace, user, server, spec));
+    }
+    let policies: Vec<_> =
+        policies.into_iter().filter(|policy| speaks_of(&policy.devices, facts.traits)).collect();
+    if policies.is_empty() {
+        return Err(Denial::DeviceExcluded { server: server.clone() });
     }
     check_server(server, spec, facts)?;
 
@@ -156,7 +163,7 @@ fn decide(
     Ok(united.into_grant(index, namespace, stored.server_id(), server, spec))
 }
 
-fn check_person(user: &Name, person: &UserSpec, facts: GrantFacts) -> Result<(), Denial> {
+fn check_person(user: &Name, person: &UserSpec, facts: GrantFacts<'_>) -> Result<(), Denial> {
     if person.suspended {
         return Err(Denial::Suspended { user: user.clone(), reason: person.suspension_reason.to_string() });
     }
@@ -165,10 +172,33 @@ fn check_person(user: &Name, person: &UserSpec, facts: GrantFacts) -> Result<(),
         DeviceStanding::Revoked => Err(Denial::DeviceRevoked),
         DeviceStanding::KeyRevoked => Err(Denial::KeyRevoked),
         DeviceStanding::KeyExpired => Err(Denial::KeyExpired),
+        DeviceStanding::KeyReplaced => Err(Denial::KeyReplaced),
+        DeviceStanding::Blocked => Err(Denial::DeviceBlocked),
+        DeviceStanding::Forgotten => Err(Denial::DeviceForgotten),
+        DeviceStanding::Suspicious => Err(Denial::DeviceSuspicious),
     }
 }
 
-fn check_server(server: &Name, spec: &ServerSpec, facts: GrantFacts) -> Result<(), Denial> {
+/// A suspicious device keeps its session; whether it may begin another is the namespace's policy.
+fn check_device(index: &Index, namespace: &Name, facts: GrantFacts<'_>) -> Result<(), Denial> {
+    let doubted =
+        facts.purpose == Purpose::NewSession && facts.traits.is_some_and(|device| device.suspicious);
+    if doubted && index.security_policy(namespace).devices.suspicious == SuspiciousDevices::NeedApproval {
+        return Err(Denial::DeviceSuspicious);
+    }
+    Ok(())
+}
+
+/// Whether a policy's condition holds for a device.
+fn speaks_of(condition: &DeviceCondition, device: Option<&DeviceTraits>) -> bool {
+    let Some(device) = device else { return true };
+    let among = |list: &[Name], word: &str| list.is_empty() || list.iter().any(|name| name.as_str() == word);
+    among(&condition.ids, &device.id.to_string())
+        && among(&condition.platforms, &device.platform)
+        && !(condition.trusted_only && device.suspicious)
+}
+
+fn check_server(server: &Name, spec: &ServerSpec, facts: GrantFacts<'_>) -> Result<(), Denial> {
     let server = server.clone();
     let fresh = facts.purpose == Purpose::NewSession;
     let reason = spec.lifecycle.reason.to_string();

@@ -172,7 +172,7 @@ fn facts_and_lifecycle_decide_too() {
         ("", "", New, S::Good, D::KeyExpired, Some("has expired")),
     ] {
         let world = world(server, user);
-        let facts = GrantFacts { purpose, server: standing, device };
+        let facts = GrantFacts { purpose, server: standing, device, traits: None };
         let (user, server) =
             (world.uid(KindName::User, "ana"), ServerId(world.uid(KindName::Server, "oslo")));
         let answer = grant(&world.index, facts, user, server);

@@ -5,13 +5,14 @@ use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use horizon_crds::{
     AccessPolicySpec, KindName, Name, ReferenceTarget, Resource, ResourceId, RevocationTarget,
-    SecurityPolicySpec, ServerSpec, UserSpec, VirtualNetworkSpec, document::KUBERNETES_PREFIX,
+    RotationPolicySpec, SecurityPolicySpec, ServerSpec, UserSpec, VirtualNetworkSpec,
+    document::KUBERNETES_PREFIX,
 };
 use horizon_model::{NetworkId, ServerId};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::lookup::Lookups;
+use crate::{lookup::Lookups, security};
 
 /// Who a resource belongs to: only they change or remove it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -210,12 +211,22 @@ impl Index {
         self.get(KindName::Server, namespace, name).map(|stored| stored.server_id())
     }
 
-    /// The security policy of a namespace: its only one, or the defaults.
+    /// The security policy that holds in a namespace, of one or several, or the defaults.
     pub fn security_policy(&self, namespace: &str) -> SecurityPolicySpec {
-        match self.in_namespace(KindName::SecurityPolicy, namespace).first().map(|s| &*s.resource) {
-            Some(Resource::SecurityPolicy(document)) => document.spec.clone(),
-            _ => SecurityPolicySpec::default(),
-        }
+        security::effective(self.security_policies(namespace))
+    }
+
+    /// The security policies of a namespace, by name.
+    pub fn security_policies<'a>(
+        &'a self,
+        namespace: &str,
+    ) -> impl Iterator<Item = (&'a Name, &'a SecurityPolicySpec)> {
+        self.in_namespace(KindName::SecurityPolicy, namespace).iter().filter_map(|stored| {
+            match &*stored.resource {
+                Resource::SecurityPolicy(document) => Some((&document.metadata.name, &document.spec)),
+                _ => None,
+            }
+        })
     }
 
     typed! {
@@ -227,6 +238,8 @@ impl Index {
         network: VirtualNetwork(VirtualNetworkSpec);
         /// The access policy of a name.
         policy: AccessPolicy(AccessPolicySpec);
+        /// The rotation policy of a name.
+        rotation_policy: RotationPolicy(RotationPolicySpec);
     }
 
     /// The members of a group, by name.

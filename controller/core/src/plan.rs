@@ -244,8 +244,34 @@ pub fn preview(index: &Index, plan: &Plan) -> Index {
     apply(index, plan, stored.collect::<Vec<_>>())
 }
 
+/// How many virtual networks there can be: each has a number of its own in datagram headers.
+const MAX_NETWORKS: usize = u16::MAX as usize;
+
+/// Takes away the new virtual networks for which no number is left, and says so of each. Numbers of networks that go in the
+/// same plan are free only after it.
+fn reject_beyond_numbers(
+    index: &Index,
+    plan: &mut Plan,
+    proposals: &mut BTreeMap<ResourceId, Proposal>,
+    most: usize,
+) {
+    let free = most.saturating_sub(index.all(KindName::VirtualNetwork).len());
+    let is_new = |id: &&ResourceId| id.kind == KindName::VirtualNetwork && index.by_id(id).is_none();
+    let beyond: Vec<_> = proposals.keys().filter(is_new).skip(free).cloned().collect();
+    for (id, proposal) in beyond.into_iter().filter_map(|id| proposals.remove_entry(&id)) {
+        let issue = Issue {
+            field: "metadata.name".into(),
+            message: format!("there are as many virtual networks as there can be ({most})"),
+            remedy: "remove one that is not used any more".into(),
+        };
+        let problem = Problem::from_issue(issue, &proposal.put.resource, &proposal.place);
+        plan.rejected.entry(id).or_default().push(problem);
+    }
+}
+
 /// Accepts what can be accepted and finds out whom it concerns.
-fn settle(index: &Index, mut plan: Plan, proposals: BTreeMap<ResourceId, Proposal>) -> Plan {
+fn settle(index: &Index, mut plan: Plan, mut proposals: BTreeMap<ResourceId, Proposal>) -> Plan {
+    reject_beyond_numbers(index, &mut plan, &mut proposals, MAX_NETWORKS);
     let mut next = index.clone();
     for id in &plan.removals {
         next.remove(id);
@@ -342,4 +368,37 @@ fn limit(
         what.join(" and ")
     );
     (done, Some(PruneHeld { resources: held, message }))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{World, document, id, resource};
+
+    use super::*;
+
+    #[test]
+    fn a_network_without_a_number_is_rejected_alone() {
+        let network = |name: &str| resource("VirtualNetwork", name, "addressRanges = [\"10.77.0.0/24\"]");
+        let world = World::of(&[
+            ("a", document("VirtualNetwork", "a", "addressRanges = [\"10.76.0.0/24\"]")),
+            ("u", document("User", "ana", "")),
+        ]);
+        let proposal = |resource: Resource| {
+            let put = Put { resource: Arc::new(resource), origin: Origin::Api, author: None };
+            (put.resource.id(), Proposal { put, place: Place::elsewhere("test") })
+        };
+        let mut proposals = BTreeMap::from([
+            proposal(network("a")),
+            proposal(network("b")),
+            proposal(network("c")),
+            proposal(resource("User", "ben", "")),
+        ]);
+        let mut plan = Plan::default();
+        reject_beyond_numbers(&world.index, &mut plan, &mut proposals, 2);
+        let kept: Vec<_> = proposals.keys().map(|id| id.name.as_str()).collect();
+        assert_eq!(kept, ["ben", "a", "b"], "one more network, and everything else");
+        let network = |name| id(KindName::VirtualNetwork, name);
+        assert_eq!(plan.rejected.keys().collect::<Vec<_>>(), [&network("c")]);
+        assert!(plan.rejected[&network("c")][0].message.contains("as many virtual networks"));
+    }
 }

@@ -3,13 +3,16 @@
 use std::collections::BTreeSet;
 
 use horizon_crds::{
-    AccessPolicySpec, KindName, Name, ReferenceTarget, Resource, ResourceId, RevocationTarget,
-    ServerSelector, TargetKind,
+    AccessPolicySpec, KeyRotationSpec, KindName, Name, ReferenceTarget, Resource, ResourceId,
+    RevocationTarget, RotationType, ServerSelector, TargetKind,
 };
 use horizon_model::{DeviceId, ServerId};
 use uuid::Uuid;
 
-use crate::index::{Index, Stored};
+use crate::{
+    index::{Index, Stored},
+    rotation::selects,
+};
 
 /// Whom a change concerns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -75,6 +78,9 @@ impl Scope {
                         let servers = index.in_namespace(KindName::Server, namespace);
                         self.servers.extend(servers.iter().map(|server| server.server_id()));
                     }
+                    // Which of them holds may be another.
+                    let all = index.in_namespace(KindName::SecurityPolicy, namespace);
+                    self.statuses.extend(all.iter().map(|policy| policy.id()));
                 }
                 Resource::PersonalKey(key) => self.owner(index, namespace, &key.spec.user_ref),
                 Resource::RegistrationKey(_) => {}
@@ -82,6 +88,15 @@ impl Scope {
                     self.statuses.insert(sibling(id, KindName::Server, &approval.spec.server_ref));
                 }
                 Resource::Revocation(revocation) => self.revoked(index, id, &revocation.spec.target),
+                Resource::RotationPolicy(_) => {
+                    let target = ReferenceTarget::Kind(KindName::RotationPolicy);
+                    let keys = index.referring(namespace, KindName::PersonalKey, target, &id.name);
+                    self.statuses.extend(keys.map(|key| key.id()));
+                }
+                Resource::KeyRotation(rotation) => self.rotated(index, namespace, &rotation.spec),
+                Resource::DeviceDecision(decision) => {
+                    self.devices.extend(decision.spec.device.parse::<DeviceId>());
+                }
             }
         }
         if appeared_or_went {
@@ -166,6 +181,21 @@ impl Scope {
             }
             Resource::PersonalKey(key) => self.owner(index, &id.namespace, &key.spec.user_ref),
             _ => {}
+        }
+    }
+
+    /// Keys that are replaced at once end sessions; what the others entail is decided when they are carried out.
+    fn rotated(&mut self, index: &Index, namespace: &Name, spec: &KeyRotationSpec) {
+        for stored in index.in_namespace(KindName::PersonalKey, namespace) {
+            let Resource::PersonalKey(key) = &*stored.resource else { continue };
+            let user = &key.spec.user_ref;
+            let member = spec.groups.iter().any(|group| index.members(namespace, group).contains(user));
+            if selects(spec, stored.resource.name(), user, member) {
+                self.statuses.insert(stored.id());
+                if spec.kind != RotationType::Scheduled {
+                    self.owner(index, namespace, user);
+                }
+            }
         }
     }
 

@@ -19,7 +19,7 @@ use super::{
 use crate::engine::PutError;
 
 /// Brings a resource into force. It is checked by the rules of documents, which know the range of every field.
-pub(super) async fn put(api: &Api, resource: &Resource, account: &Account) -> Result<Arc<Stored>, ApiError> {
+pub(crate) async fn put(api: &Api, resource: &Resource, account: &Account) -> Result<Arc<Stored>, ApiError> {
     let resource = document::from_json(&resource.to_json()).map_err(|issues| {
         let (message, remedy) = told(&issues);
         ApiError::bad_request(message, remedy)
@@ -52,7 +52,7 @@ fn text<const MAX: usize>(given: &str) -> Result<Text<MAX>, ApiError> {
     given.parse().map_err(|error: InvalidValue| ApiError::bad_request(error.message, error.remedy))
 }
 
-pub(super) async fn confirm_prune(
+pub(crate) async fn confirm_prune(
     State(api): State<Arc<Api>>,
     Extension(account): Extension<Account>,
 ) -> Result<Json<Done>, ApiError> {
@@ -65,7 +65,7 @@ pub(super) async fn confirm_prune(
 }
 
 /// A name for a record: the parts, as far as there is room, and a random ending that makes it unique.
-pub(super) fn record_name(parts: &[&str]) -> Result<Name, ApiError> {
+pub(crate) fn record_name(parts: &[&str]) -> Result<Name, ApiError> {
     const LONGEST: usize = 63;
     let mut random = [0; 5];
     aws_lc_rs::rand::fill(&mut random).map_err(|error| ApiError::internal("draw a random name", error))?;
@@ -76,7 +76,7 @@ pub(super) fn record_name(parts: &[&str]) -> Result<Name, ApiError> {
     name.as_str().try_into().map_err(|error| ApiError::internal("make a name", error))
 }
 
-pub(super) async fn approve(
+pub(crate) async fn approve(
     State(api): State<Arc<Api>>,
     Extension(account): Extension<Account>,
     Body(request): Body<ApprovalRequest>,
@@ -107,7 +107,7 @@ pub(super) async fn approve(
     Ok(Json(Recorded { kind: KindName::Approval, name, message }))
 }
 
-pub(super) async fn revoke(
+pub(crate) async fn revoke(
     State(api): State<Arc<Api>>,
     Extension(account): Extension<Account>,
     Body(request): Body<RevocationRequest>,

@@ -84,6 +84,9 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        (status, Json(self)).into_response()
+        let mut answer = (status, Json(&self)).into_response();
+        // Whoever serves this elsewhere says it in the words of another interface.
+        answer.extensions_mut().insert(self);
+        answer
     }
 }

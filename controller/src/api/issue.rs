@@ -16,7 +16,7 @@ use super::{
 };
 use crate::store::IssueError;
 
-pub(super) async fn token(
+pub(crate) async fn token(
     State(api): State<Arc<Api>>,
     Extension(account): Extension<Account>,
     Body(request): Body<TokenRequest>,
@@ -36,7 +36,7 @@ pub(super) async fn token(
     Ok(Json(Issued { name: metadata.name, secret: token, expires_at }))
 }
 
-pub(super) async fn invitation(
+pub(crate) async fn invitation(
     State(api): State<Arc<Api>>,
     Extension(account): Extension<Account>,
     Body(request): Body<InvitationRequest>,

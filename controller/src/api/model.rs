@@ -2,10 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use horizon_crds::{IdentityDigest, KindName, Name, TargetKind, TimeSpan, Timestamp};
-use horizon_model::SessionId;
+use horizon_crds::{
+    DeviceVerdict, IdentityDigest, KindName, Name, RotationTarget, RotationType, TargetKind, TimeSpan,
+    Timestamp,
+};
+use horizon_model::{DeviceId, SessionId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use crate::store::KeySetHolders;
 
 /// A list of resources or records.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -70,6 +75,12 @@ pub struct Detail {
     /// The newest heartbeats of a server's appliance, newest first.
     #[serde(default)]
     pub heartbeats: Vec<Value>,
+    /// What is known of the machine of a server's appliance: what holds now, then what held before.
+    #[serde(default)]
+    pub factors: Vec<Value>,
+    /// The newest challenges of a server's appliance, newest first.
+    #[serde(default)]
+    pub challenges: Vec<Value>,
     /// What is wrong with its file now, if anything: the last good state is in force.
     pub problems: Vec<String>,
     /// The newest security events about it, newest first.
@@ -124,6 +135,18 @@ pub struct Status {
     /// How the database does: `answers`, or why it does not.
     #[serde(default)]
     pub database: String,
+    /// Parts that do not do as they should, one line each.
+    #[serde(default)]
+    pub troubles: Vec<String>,
+    /// The newest KeySet.
+    #[serde(default)]
+    pub keyset: u64,
+    /// How many of those that are connected hold which KeySet.
+    #[serde(default)]
+    pub keyset_holders: Vec<KeySetHolders>,
+    /// The rotations of the organisation's keys that are under way, one line each.
+    #[serde(default)]
+    pub rotations: Vec<String>,
     /// This controller among others; absent where there can be no others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replication: Option<Replication>,
@@ -241,6 +264,102 @@ pub struct RevocationRequest {
     /// Whether it is believed to be in wrong hands.
     #[serde(default)]
     pub compromised: bool,
+}
+
+/// Replaces keys now.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RotationRequest {
+    /// The namespace.
+    pub namespace: Name,
+    /// Which class of keys.
+    pub target: RotationTarget,
+    /// Which of them; none means all.
+    #[serde(default)]
+    pub names: Vec<Name>,
+    /// How.
+    #[serde(rename = "type")]
+    pub kind: RotationType,
+    /// Why.
+    pub reason: String,
+    /// For how long the old key of a scheduled rotation goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlap: Option<TimeSpan>,
+}
+
+/// Asks for the string of a personal key that was replaced at once.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KeyStringRequest {
+    /// The namespace of the key.
+    pub namespace: Name,
+    /// The key.
+    pub name: Name,
+}
+
+/// Asks for a hand-over of a personal key.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HandoverRequest {
+    /// The namespace of the key.
+    pub namespace: Name,
+    /// The key.
+    pub name: Name,
+    /// How long the hand-over is open; seven days at most.
+    pub lifetime: TimeSpan,
+}
+
+/// A hand-over. Both parts are shown once, and belong on two different ways.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HandedOver {
+    /// The key.
+    pub name: Name,
+    /// The string.
+    pub handover: String,
+    /// The code.
+    pub code: String,
+    /// Until when they can be used.
+    pub expires_at: Timestamp,
+}
+
+impl std::fmt::Debug for HandedOver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "HandedOver({})", self.name)
+    }
+}
+
+/// Decides about a device.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DeviceDecisionRequest {
+    /// The namespace of its user.
+    pub namespace: Name,
+    /// Which.
+    pub device: DeviceId,
+    /// What.
+    pub decision: DeviceVerdict,
+    /// Why.
+    pub reason: String,
+    /// Its new name, with `rename`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_name: Option<String>,
+}
+
+/// Everything about one device.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceDetail {
+    /// Whether it has a channel to a controller now.
+    pub online: bool,
+    /// The device, as lists show it.
+    pub device: Value,
+    /// Its sessions, the newest first.
+    pub sessions: Vec<Value>,
+    /// The newest security events about it, newest first.
+    pub events: Vec<Value>,
+    /// The newest changes to it, newest first.
+    pub changes: Vec<Value>,
 }
 
 /// The record that was written.

@@ -38,18 +38,18 @@ type Answer<T> = Result<Json<T>, ApiError>;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct InNamespace {
-    namespace: Option<String>,
+pub(crate) struct InNamespace {
+    pub(crate) namespace: Option<String>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Page {
+pub(crate) struct Page {
     limit: Option<u32>,
 }
 
 impl Page {
-    fn limit(&self) -> Result<u32, ApiError> {
+    pub(super) fn limit(&self) -> Result<u32, ApiError> {
         let limit = self.limit.unwrap_or(100);
         if (1..=MAX_LIMIT).contains(&limit) {
             return Ok(limit);
@@ -63,7 +63,7 @@ fn kind(word: &str) -> Result<KindName, ApiError> {
         .map_err(|error| ApiError::not_found(format!("there is no kind {:?}", error.given), error.remedy))
 }
 
-pub(super) async fn list(
+pub(crate) async fn list(
     State(api): State<Arc<Api>>,
     In(word): In<String>,
     Ask(query): Ask<InNamespace>,
@@ -71,21 +71,21 @@ pub(super) async fn list(
     objects(&api, kind(&word)?, &query).await
 }
 
-pub(super) async fn approvals(
+pub(crate) async fn approvals(
     State(api): State<Arc<Api>>,
     Ask(query): Ask<InNamespace>,
 ) -> Answer<List<Object>> {
     objects(&api, KindName::Approval, &query).await
 }
 
-pub(super) async fn revocations(
+pub(crate) async fn revocations(
     State(api): State<Arc<Api>>,
     Ask(query): Ask<InNamespace>,
 ) -> Answer<List<Object>> {
     objects(&api, KindName::Revocation, &query).await
 }
 
-async fn objects(api: &Api, kind: KindName, query: &InNamespace) -> Answer<List<Object>> {
+pub(crate) async fn objects(api: &Api, kind: KindName, query: &InNamespace) -> Answer<List<Object>> {
     let index = api.engine.index();
     let stored = match &query.namespace {
         Some(namespace) => index.in_namespace(kind, namespace),
@@ -100,7 +100,7 @@ async fn statuses(api: &Api) -> Result<std::collections::HashMap<uuid::Uuid, Val
     api.store.statuses().await.map_err(|error| ApiError::internal("read the statuses", error))
 }
 
-pub(super) async fn one(
+pub(crate) async fn one(
     State(api): State<Arc<Api>>,
     In((word, name)): In<(String, String)>,
     Ask(query): Ask<InNamespace>,
@@ -117,10 +117,14 @@ pub(super) async fn one(
     let events = api.store.list_security_events(&filter).await.map_err(fault)?;
     let changes = api.store.list_audit_of(&stored.uid.to_string(), RECORDS_OF_ONE).await.map_err(fault)?;
     let (mut appliance, mut heartbeats) = (Vec::new(), Vec::new());
+    let (mut factors, mut challenges) = (Vec::new(), Vec::new());
     if kind == KindName::Server {
         let record = api.store.server(stored.server_id()).await.map_err(fault)?;
         appliance = record.as_ref().map(reasons::appliance).unwrap_or_default();
         heartbeats = values(&api.store.list_beats(stored.server_id(), BEATS_OF_ONE).await.map_err(fault)?);
+        factors = values(&api.store.list_factors(stored.server_id()).await.map_err(fault)?);
+        challenges =
+            values(&api.store.list_challenges(stored.server_id(), RECORDS_OF_ONE).await.map_err(fault)?);
     }
     let id = stored.id().to_string();
     let told = api.engine.report().await.map_err(fault)?;
@@ -131,6 +135,8 @@ pub(super) async fn one(
         reasons: reasons::about(&index, stored),
         appliance,
         heartbeats,
+        factors,
+        challenges,
         problems,
         events: values(&events),
         changes: values(&changes),
@@ -138,7 +144,7 @@ pub(super) async fn one(
 }
 
 /// Says that a resource does not exist, and what there is instead.
-pub(super) fn missing(api: &Api, kind: KindName, namespace: &str, name: &str) -> ApiError {
+pub(crate) fn missing(api: &Api, kind: KindName, namespace: &str, name: &str) -> ApiError {
     const MAX_NAMES: usize = 10;
     let index = api.engine.index();
     let there = index.in_namespace(kind, namespace);
@@ -162,7 +168,7 @@ pub(super) fn missing(api: &Api, kind: KindName, namespace: &str, name: &str) ->
     ApiError::not_found(format!("there is no {kind} '{name}' in namespace '{namespace}'"), remedy)
 }
 
-pub(super) fn object(stored: &Stored, status: Value) -> Object {
+pub(crate) fn object(stored: &Stored, status: Value) -> Object {
     let meta = stored.resource.metadata();
     let mut annotations = meta.annotations.clone();
     annotations.insert(ORIGIN.to_owned(), stored.origin.to_string());
@@ -183,17 +189,17 @@ pub(super) fn object(stored: &Stored, status: Value) -> Object {
     }
 }
 
-fn values(records: &[impl Serialize]) -> Vec<Value> {
+pub(crate) fn values(records: &[impl Serialize]) -> Vec<Value> {
     // Records consist of strings, numbers and lists: nothing that JSON lacks.
     records.iter().filter_map(|record| serde_json::to_value(record).ok()).collect()
 }
 
-pub(super) async fn sessions(State(api): State<Arc<Api>>, Ask(page): Ask<Page>) -> Answer<List<Value>> {
+pub(crate) async fn sessions(State(api): State<Arc<Api>>, Ask(page): Ask<Page>) -> Answer<List<Value>> {
     let found = api.store.list_sessions(page.limit()?).await;
     Ok(Json(List { items: values(&found.map_err(|error| ApiError::internal("list the sessions", error))?) }))
 }
 
-pub(super) async fn session(State(api): State<Arc<Api>>, In(id): In<SessionId>) -> Answer<SessionDetail> {
+pub(crate) async fn session(State(api): State<Arc<Api>>, In(id): In<SessionId>) -> Answer<SessionDetail> {
     let fault = |error| ApiError::internal("read the session", error);
     let sessions = api.store.list_sessions(MAX_SESSIONS).await.map_err(fault)?;
     let Some(session) = sessions.iter().find(|session| session.id == id) else {
@@ -205,24 +211,24 @@ pub(super) async fn session(State(api): State<Arc<Api>>, In(id): In<SessionId>) 
     Ok(Json(SessionDetail { session, minutes: values(&minutes) }))
 }
 
-pub(super) async fn devices(State(api): State<Arc<Api>>, Ask(page): Ask<Page>) -> Answer<List<Value>> {
+pub(crate) async fn devices(State(api): State<Arc<Api>>, Ask(page): Ask<Page>) -> Answer<List<Value>> {
     let found = api.store.list_devices(page.limit()?).await;
     Ok(Json(List { items: values(&found.map_err(|error| ApiError::internal("list the devices", error))?) }))
 }
 
-pub(super) async fn events(State(api): State<Arc<Api>>, Ask(page): Ask<Page>) -> Answer<List<Value>> {
+pub(crate) async fn events(State(api): State<Arc<Api>>, Ask(page): Ask<Page>) -> Answer<List<Value>> {
     let found = api.store.list_security_events(&EventFilter { source: None, limit: page.limit()? }).await;
     Ok(Json(List { items: values(&found.map_err(|error| ApiError::internal("list the events", error))?) }))
 }
 
-pub(super) async fn audit(State(api): State<Arc<Api>>, Ask(page): Ask<Page>) -> Answer<List<Value>> {
+pub(crate) async fn audit(State(api): State<Arc<Api>>, Ask(page): Ask<Page>) -> Answer<List<Value>> {
     let found = api.store.list_audit(page.limit()?).await;
     Ok(Json(List {
         items: values(&found.map_err(|error| ApiError::internal("list the audit trail", error))?),
     }))
 }
 
-pub(super) async fn status(State(api): State<Arc<Api>>) -> Answer<Status> {
+pub(crate) async fn status(State(api): State<Arc<Api>>) -> Answer<Status> {
     let in_force = api.engine.in_force();
     let resources: BTreeMap<String, u64> =
         KindName::ALL.iter().map(|kind| (kind.to_string(), in_force.index.all(*kind).len() as u64)).collect();
@@ -242,7 +248,7 @@ pub(super) async fn status(State(api): State<Arc<Api>>) -> Answer<Status> {
         resources_directory: api.source.clone(),
         listen: api.config.listen.to_string(),
         advertise: api.strings.advertise.clone(),
-        root: api.strings.root.to_string(),
+        root: api.strings.root().to_string(),
         resources,
         appliances: channels("appliance"),
         devices: channels("device"),
@@ -252,8 +258,33 @@ pub(super) async fn status(State(api): State<Arc<Api>>) -> Answer<Status> {
         not_ready: api.health.missing().into_iter().map(|(part, why)| format!("{part}: {why}")).collect(),
         revision: in_force.revision.0,
         database,
+        troubles: troubles(&api).await,
+        keyset: api.strings.keys.now().keyset.version,
+        keyset_holders: api.store.keyset_holders(None).await.unwrap_or_default(),
+        rotations: rotations(&api).await,
         replication: api.roll.as_ref().map(|roll| replication(&api, roll)),
     }))
+}
+
+/// The rotations of the organisation's keys that are under way.
+async fn rotations(api: &Api) -> Vec<String> {
+    let open = api.store.keyset_rotations(None).await.unwrap_or_default();
+    let line = |rotation: crate::store::KeySetRotation| {
+        let reached = rotation.reached.map_or("over", |reached| reached.as_str());
+        format!("{} key: {reached}; {}, {}", rotation.class.as_str(), rotation.kind, rotation.reason)
+    };
+    open.into_iter().map(line).collect()
+}
+
+/// The parts that do not do as they should, as the leader last saw them.
+async fn troubles(api: &Api) -> Vec<String> {
+    let services = api.store.list_services().await.unwrap_or_default();
+    let trouble = services.into_iter().filter(|service| service.state != "operational");
+    let line = |service: crate::store::Service| {
+        let detail = service.detail.map(|detail| format!(": {detail}")).unwrap_or_default();
+        format!("{} is {}, since {:.0}{detail}", service.name, service.state, service.since)
+    };
+    trouble.map(line).collect()
 }
 
 /// How this replica and the others do.

@@ -17,7 +17,9 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixListener;
 
-use super::{ApiError, Strings, actor, change, diff, issue, read};
+use super::{
+    ApiError, Strings, actor, admins, change, devices, diff, handover, issue, read, rotate, security,
+};
 use crate::{
     app::DatabaseWatch,
     config::Config,
@@ -70,7 +72,7 @@ pub async fn serve(listener: UnixListener, api: Arc<Api>, stop: Stop) {
     let routes = routes(api);
     let router = |stream: &tokio::net::UnixStream| {
         let account = actor::account(stream)?;
-        Some(routes.clone().layer(Extension(Account(account))))
+        Some(routes.clone().layer(Extension(Account(Actor::Admin(account)))))
     };
     http::serve(listener, router, stop).await;
 }
@@ -81,13 +83,33 @@ fn routes(api: Arc<Api>) -> Router {
         .route("/v1/sessions", get(read::sessions))
         .route("/v1/sessions/{id}", get(read::session))
         .route("/v1/devices", get(read::devices))
+        .route("/v1/devices/{id}", get(devices::one))
+        .route("/v1/devicedecisions", get(devices::decisions).post(devices::decide))
         .route("/v1/events", get(read::events))
         .route("/v1/audit", get(read::audit))
         .route("/v1/tokens", post(issue::token))
         .route("/v1/invitations", post(issue::invitation))
         .route("/v1/approvals", get(read::approvals).post(change::approve))
         .route("/v1/revocations", get(read::revocations).post(change::revoke))
+        .route("/v1/personal-key-strings", post(handover::key_string))
+        .route("/v1/handovers", post(handover::hand_over))
+        .route("/v1/keyrotations", get(rotate::rotations).post(rotate::rotate))
+        .route("/v1/admins", get(admins::list).post(admins::add))
+        .route("/v1/admins/{name}/reset-password", post(admins::new_password))
+        .route("/v1/admins/{name}/{action}", post(admins::change))
         .route("/v1/prune-confirmations", post(change::confirm_prune))
+        .route("/v1/blocks", get(security::blocks).post(security::block))
+        .route("/v1/unblocks", post(security::unblock))
+        .route("/v1/events/{id}/handling", post(security::handle_event))
+        .route("/v1/anomalies", get(security::anomalies))
+        .route("/v1/anomalies/{id}/feedback", post(security::judge_anomaly))
+        .route("/v1/notifications", get(security::notifications))
+        .route("/v1/notifications/{id}", post(security::address_notification))
+        .route("/v1/flags", get(security::flags).post(security::flag))
+        .route("/v1/flag-clearings", post(security::clear_flag))
+        .route("/v1/tasks", get(security::tasks))
+        .route("/v1/services", get(security::services))
+        .route("/v1/reports", get(security::reports))
         .route(export::PATH, get(export::handle))
         .route("/v1/{kind}", get(read::list))
         .route("/v1/{kind}/{name}", get(read::one))
@@ -124,17 +146,17 @@ async fn bounded(State(api): State<Arc<Api>>, request: Request, next: Next) -> R
 
 /// The account at the other end.
 #[derive(Clone, Debug)]
-pub(super) struct Account(String);
+pub(crate) struct Account(pub(crate) Actor);
 
 impl Account {
     /// The account as the audit trail names it.
-    pub(super) fn actor(&self) -> Actor {
-        Actor::Admin(self.0.clone())
+    pub(crate) fn actor(&self) -> Actor {
+        self.0.clone()
     }
 }
 
 /// A JSON body; what cannot be read is answered in this API's form.
-pub(super) struct Body<T>(pub(super) T);
+pub(crate) struct Body<T>(pub(crate) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = ApiError;
@@ -148,7 +170,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 }
 
 /// The parts of a path.
-pub(super) struct In<T>(pub(super) T);
+pub(crate) struct In<T>(pub(crate) T);
 
 impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for In<T> {
     type Rejection = ApiError;
@@ -159,7 +181,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for In<T> {
 }
 
 /// What stands after the question mark.
-pub(super) struct Ask<T>(pub(super) T);
+pub(crate) struct Ask<T>(pub(crate) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Ask<T> {
     type Rejection = ApiError;

@@ -7,10 +7,13 @@ use thiserror::Error;
 use crate::{
     api::SocketError,
     config::UrlFileError,
-    keys::KeysError,
+    geo::GeoError,
+    keys::{KeysError, RotateError},
     kubernetes::{ConnectError, KeysSecretError},
     live::shared::RedisUrlError,
     log,
+    notify::NotifyError,
+    rest::TlsError,
     store::{InvalidUrl, StoreError},
 };
 
@@ -28,9 +31,18 @@ pub enum RunError {
     /// Another controller has it.
     #[error("another controller uses {0}: stop it first")]
     Locked(PathBuf),
+    /// The database of places cannot be used.
+    #[error(transparent)]
+    Geo(#[from] GeoError),
+    /// Nobody can be notified as the settings say.
+    #[error(transparent)]
+    Notify(#[from] NotifyError),
     /// The keys cannot be used.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// The keys cannot be brought up to date.
+    #[error(transparent)]
+    Rotation(#[from] RotateError),
     /// The keys are not those that were used last.
     #[error(
         "the keys are KeySet {found}, but KeySet {newest} was in use before: data/keys is older than the database, \
@@ -83,6 +95,9 @@ pub enum RunError {
         "no database_url_file is set: the database is SQLite, which `horizon-controller run` migrates by itself"
     )]
     NothingToMigrate,
+    /// The certificate of the REST API cannot be used.
+    #[error(transparent)]
+    RestTls(#[from] TlsError),
     /// The socket of the API cannot be made.
     #[error(transparent)]
     Socket(#[from] SocketError),

@@ -5,11 +5,14 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
+use tokio::net::TcpListener;
+
 use super::RunError;
 use crate::{
     channel::{ChannelOptions, ChannelServer, ChannelSettings},
-    config::Config,
+    config::{Config, RestConfig},
     init::host_addresses,
+    rest::Certified,
 };
 
 /// Listens for appliances and clients: at the address of the settings, or, where that is every address of both families
@@ -32,6 +35,15 @@ pub(super) fn listen(
         started => started,
     };
     started.map_err(|error| RunError::Listen { setting: "listen", address: listen, error })
+}
+
+/// Listens for the REST API, where it is to be served, and reads its certificate.
+pub(super) async fn rest(config: &RestConfig) -> Result<Option<(TcpListener, Certified)>, RunError> {
+    let Some(address) = config.listen else { return Ok(None) };
+    let certified = Certified::open(config)?;
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.map_err(|error| RunError::Listen { setting: "rest_listen", address, error })?;
+    Ok(Some((listener, certified)))
 }
 
 pub(super) fn channel_settings(config: &Config) -> ChannelSettings {

@@ -9,12 +9,12 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{RunError, declared::Declared};
+use super::{RunError, declared};
 use crate::{
     config::{Config, SourceKind, read_url},
     deliver::{SecretFiles, SecretSink},
     engine::StatusSink,
-    keys::Keys,
+    keys::{self, Home, KeyRing},
     kubernetes::{
         self, Cluster, Events, KubernetesLease, Objects, Secrets, Source, StatusBudget, Statuses, Writing,
     },
@@ -58,6 +58,8 @@ pub(super) struct World {
     /// Where the strings of keys go.
     pub(super) secrets: Arc<dyn SecretSink>,
     bus: Option<Arc<Shared>>,
+    /// Where the keys lie.
+    pub(super) home: Home,
     /// What writes to the API server, where resources are declared there.
     pub(super) telling: Option<Telling>,
     _lock: File,
@@ -127,7 +129,7 @@ impl World {
         surroundings: Surroundings<'_>,
         lock: File,
         now: Timestamp,
-    ) -> Result<(Self, Store, Arc<Keys>, Box<dyn Elector>), RunError> {
+    ) -> Result<(Self, Store, KeyRing, Box<dyn Elector>), RunError> {
         let Surroundings { config, advertise, metrics } = surroundings;
         let database = database(config)?;
         let redis = config.redis_url_file.as_deref().map(RedisUrl::read).transpose()?;
@@ -137,33 +139,35 @@ impl World {
             }
             false => None,
         };
-        let keys = Arc::new(open_keys(config, cluster.as_ref(), now).await?);
+        let home = keys_home(config, cluster.as_ref());
+        let keys = home.open(now).await?;
         let shared = matches!(database, Database::Postgres(_));
         let store = Store::open(database, &keys.envelope, metrics.clone()).await?;
+        // A replica that was away while keys rotated takes the newer ones from the database.
+        let keys = match keys::follow(&store, &keys, now).await? {
+            Some(newer) => {
+                home.keep(&newer, now).await?;
+                newer
+            }
+            None => keys,
+        };
         let newest = store.note_keyset(keys.keyset.version, now).await?;
         if newest > keys.keyset.version {
             return Err(RunError::OldKeys { found: keys.keyset.version, newest });
         }
         let replica = ReplicaId::random();
-        let declared = Declared::by(config.source, &store, now).await?;
+        let info = ReplicaInfo {
+            name: config.replica.clone(),
+            addresses: super::listen::own(advertise),
+            draining: false,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let own = (replica, shared.then_some(&info));
+        declared::declare(config.source, &store, own, declared::PATIENCE).await?;
         let roll = match shared {
-            true => {
-                let info = ReplicaInfo {
-                    name: config.replica.clone(),
-                    addresses: super::listen::own(advertise),
-                    draining: false,
-                    version: env!("CARGO_PKG_VERSION").to_owned(),
-                };
-                Some(Roll::enter(store.clone(), replica, info, metrics.clone()).await?)
-            }
+            true => Some(Roll::enter(store.clone(), replica, info, metrics.clone()).await?),
             false => None,
         };
-        if let Some(roll) = &roll
-            && let Err(error) = declared.confirm(&store, replica).await
-        {
-            roll.leave().await;
-            return Err(error);
-        }
         let bus = shared.then(|| {
             Shared::start(SharedOptions {
                 replica,
@@ -191,13 +195,14 @@ impl World {
             roll,
             live,
             bus,
+            home,
             source,
             statuses,
             secrets,
             telling,
             _lock: lock,
         };
-        Ok((world, store, keys, elector))
+        Ok((world, store, KeyRing::from(Arc::new(keys)), elector))
     }
 
     /// Says goodbye to the other replicas.
@@ -211,18 +216,16 @@ impl World {
     }
 }
 
-async fn open_keys(config: &Config, cluster: Option<&Cluster>, now: Timestamp) -> Result<Keys, RunError> {
+/// Where the keys lie.
+fn keys_home(config: &Config, cluster: Option<&Cluster>) -> Home {
     match (&config.keys_secret, cluster) {
-        (Some(name), Some(cluster)) => {
-            let files = kubernetes::keys_secret(cluster, name, || Keys::fresh(now)).await?;
-            Ok(Keys::read(&files, Path::new(&format!("Secret {name}")), now)?)
-        }
-        _ => Ok(Keys::open(&config.data.join("keys"), now)?),
+        (Some(name), Some(cluster)) => Home::Secret(cluster.clone(), name.clone()),
+        _ => Home::Directory(config.data.join("keys")),
     }
 }
 
 /// The database of the settings.
-fn database(config: &Config) -> Result<Database, RunError> {
+pub(super) fn database(config: &Config) -> Result<Database, RunError> {
     match &config.database_url_file {
         None => Ok(Database::Sqlite(config.data.join("horizon.db"))),
         Some(file) => postgres("database_url_file", file),

@@ -80,12 +80,10 @@ fn admission(context: &Context, incoming: &Incoming) -> Admission {
         }
         return Admission::Ignore;
     }
-    // Who is here already comes first. Those who are passed over send their first packet again.
-    if context.arrivals.are_many() {
-        return Admission::Ignore;
-    }
     let index = context.desired.index();
-    if blocked_networks(&index).any(|network| network.contains(&address)) {
+    if blocked_networks(&index).any(|network| network.contains(&address))
+        || context.blocks.refuse(address, now)
+    {
         return Admission::Ignore;
     }
     let limit = Limit::per_minute(policy(&index).rate_limits.handshakes_per_minute);
@@ -109,13 +107,38 @@ fn warn_now(told: &mut Option<Timestamp>, now: Timestamp) -> bool {
     }
 }
 
+/// Limits how many of something become events: so many a second in the long run, and counts those left out in between.
+#[derive(Default)]
+pub(super) struct Told(std::sync::Mutex<(Option<Timestamp>, u64)>);
+
+impl Told {
+    /// Events of one kind in ten seconds.
+    const IN_TEN_SECONDS: u32 = 100;
+
+    /// Whether one is due, and how many were left out since the last.
+    pub(super) fn due(&self, now: Timestamp) -> (bool, u64) {
+        // Each change is one step, so it is whole whatever thread panics.
+        let mut state = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match Limit::new(Self::IN_TEN_SECONDS, Duration::from_secs(10)).count(state.0, now) {
+            Some(used) => {
+                state.0 = Some(used);
+                (true, std::mem::take(&mut state.1))
+            }
+            None => {
+                state.1 += 1;
+                (false, 0)
+            }
+        }
+    }
+}
+
 /// The security policy for peers that have not said who they are.
-pub(super) fn policy(index: &Index) -> SecurityPolicySpec {
+pub(crate) fn policy(index: &Index) -> SecurityPolicySpec {
     index.security_policy(DEFAULT_NAMESPACE)
 }
 
 /// The lockout of a security policy.
-pub(super) fn lockout(policy: &SecurityPolicySpec) -> Lockout {
+pub(crate) fn lockout(policy: &SecurityPolicySpec) -> Lockout {
     Lockout {
         threshold: policy.lockout.threshold.into(),
         window: policy.lockout.window.get(),
@@ -124,7 +147,7 @@ pub(super) fn lockout(policy: &SecurityPolicySpec) -> Lockout {
 }
 
 /// The networks that the security policy of any namespace blocks.
-pub(super) fn blocked_networks(index: &Index) -> impl Iterator<Item = IpNet> {
+pub(crate) fn blocked_networks(index: &Index) -> impl Iterator<Item = IpNet> {
     index.all(KindName::SecurityPolicy).iter().flat_map(|stored| match &*stored.resource {
         Resource::SecurityPolicy(document) => {
             document.spec.blocked_networks.iter().map(|n| n.get()).collect()

@@ -2,23 +2,26 @@
 
 use std::{collections::HashSet, convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
+use horizon_controller_core::detect::heartbeat::Baseline as Rhythm;
 use horizon_crds::Name;
-use horizon_model::{ApplianceReport, Digest, Incarnation, Secret, ServerId, SessionId};
+use horizon_model::{ApplianceReport, Digest, Factor, Incarnation, Secret, ServerId, SessionId};
 use horizon_wire::{
     Message as _, convert,
     envelope::{self, Context as Signed},
-    proto::{self, from_controller::Message as Say, to_controller::Message as Heard},
+    proto::{self, KeyUse, from_controller::Message as Say, to_controller::Message as Heard},
     state::{self, Numbered},
 };
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
-    Context, compose,
+    Context,
+    behavior::Behavior,
+    compose,
     leave::Holding,
     opening::Remote,
     probe::Probe,
-    proof::Asked,
+    proof::{Asked, Wanted},
     refusals,
     registry::Mail,
     reports::ViolationCounts,
@@ -26,6 +29,7 @@ use super::{
     wire::{End, Wire},
 };
 use crate::{
+    keys::Role,
     live::Hint,
     store::{EndReason, NewEvent, Revision, Severity, Source, StateNumber, StateNumbering, StoreError},
 };
@@ -97,7 +101,7 @@ async fn arrive<'a>(
         Ok(attach) => attach?,
         Err(_) => return Err(End::Gone("the appliance said nothing".into())),
     };
-    let turn = context.arrivals.turn().await;
+    let turn = context.turn(request).await?;
     Appliance::attach(context, remote, wire, request, &attach, turn).await.map(Box::new)
 }
 
@@ -117,8 +121,16 @@ pub(super) struct Appliance<'a> {
     pub(super) missed_at: Instant,
     pub(super) seen_at: Instant,
     pub(super) missed_noted: bool,
+    /// What its TPM proved last.
+    pub(super) attested: Vec<Factor>,
+    /// Where its public address is.
+    pub(super) place: Vec<Factor>,
+    /// What did not fit in its reports.
+    pub(super) behavior: Behavior,
     /// Tells the factors of its machine from others: the last that were looked at.
     pub(super) factors: [u8; 32],
+    /// Tells what its heartbeats say of its machine from what they said before.
+    pub(super) told: [u8; 32],
     pub(super) asked: Option<Asked>,
     pub(super) verified: bool,
     /// Whether the appliance was sent a new secret when it attached.
@@ -138,6 +150,8 @@ pub(super) struct Appliance<'a> {
     pub(super) unsaved: Option<ApplianceReport>,
     /// When to try again what could not be done.
     pub(super) again: Option<Instant>,
+    /// When its heartbeats come.
+    pub(super) rhythm: Rhythm,
     /// How much of the rate of heartbeats is used up.
     pub(super) beat_rate: Option<Timestamp>,
     /// How much of the rate of changed factors is used up.
@@ -156,6 +170,9 @@ enum Push {
 impl Appliance<'_> {
     /// Serves the appliance. It ends by an error only.
     async fn run(&mut self, wire: &mut Wire) -> Result<Infallible, End> {
+        wire.counts_as(Role::Appliance);
+        // One may have come into force since the Welcome.
+        wire.show_keysets().await?;
         let mut alarm = pin!(sleep_until(self.deadline()));
         loop {
             let deadline = self.deadline();
@@ -203,8 +220,15 @@ impl Appliance<'_> {
         for asker in mail.askers {
             self.prove_alive(wire, asker).await?;
         }
+        if mail.keys {
+            wire.show_keysets().await?;
+        }
         if let Some(addresses) = mail.elsewhere {
             wire.send(0, Say::GoElsewhere(proto::GoElsewhere { addresses: addresses.to_vec() })).await?;
+        }
+        // After an approval: the appliance gets its new secret as it attaches.
+        if mail.changed && (self.verified || !self.reissued) && self.secret_is_due().await? {
+            return Err(End::refuse(0, refusals::new_secret(&self.name)));
         }
         // One that has not proved who it is yet gets everything once it has.
         if mail.changed && self.verified {
@@ -219,6 +243,10 @@ impl Appliance<'_> {
             Heard::ChallengeResponse(answer) => self.answered(wire, request, &answer).await,
             Heard::Report(report) => {
                 self.report(report, request).await?;
+                wire.done(request).await
+            }
+            Heard::KeysetHeld(held) => {
+                wire.keyset_held(held.version);
                 wire.done(request).await
             }
             Heard::Resync(resync) => {
@@ -250,7 +278,7 @@ impl Appliance<'_> {
             Some(asked) if asked.deadline <= now => {
                 return Err(End::refuse(0, refusals::unanswered(&self.name)));
             }
-            None if self.next_challenge <= now => self.challenge(wire).await?,
+            None if self.next_challenge <= now => self.challenge(wire, Wanted::Anything).await?,
             _ => {}
         }
         if !self.missed_noted && self.missed_at <= now {
@@ -366,7 +394,9 @@ impl Appliance<'_> {
                 delta = state::compose(self.server, base, &target).encode_to_vec();
             }
             let form = if base.generation == 0 { "snapshot" } else { "delta" };
-            let envelope = envelope::seal(Signed::State, &self.context.keys.state, delta);
+            let keys = self.context.keys.now();
+            wire.vouch(KeyUse::State, &keys.state.public()).await?;
+            let envelope = envelope::seal(Signed::State, &keys.state, delta);
             let bytes = wire.send(0, Say::State(envelope)).await?;
             self.context.metrics.pushed(form, bytes);
             tracing::debug!(server = %self.server, generation = target.generation, form, bytes, "sent a state");

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use horizon_crds::{Name, SecurityPolicySpec};
-use horizon_model::{Digest, Incarnation, Secret, ServerId};
+use horizon_model::{Digest, FactorKind, Incarnation, Secret, ServerId};
 use horizon_wire::{
     convert,
     proto::{self, from_controller::Message as Say},
@@ -15,12 +15,14 @@ use super::{
     appliance::{Appliance, internal, invalid},
     arrivals::Turn,
     opening::Remote,
-    proof, refusals,
+    proof::{self, Wanted},
+    refusals,
     wire::{End, Wire},
 };
 use crate::{
+    detect::{Attached, Fact, Who},
     live::{Counted, Hint, Limit},
-    store::{AppliedState, Attachment, RegisterError, RegisterRequest, random},
+    store::{AppliedState, Attachment, RegisterError, RegisterRequest, is_own, random},
 };
 
 /// The longest host name and version that are taken.
@@ -56,7 +58,12 @@ impl Context {
             hostname: short(register.hostname, "hostname")?,
             version: short(register.version, "version")?,
             capabilities: convert::decode_capabilities(&register.capabilities).map_err(invalid(request))?,
-            factors: convert::decode_factors(register.factors).map_err(invalid(request))?,
+            factors: {
+                let mut factors = convert::decode_factors(register.factors).map_err(invalid(request))?;
+                factors.retain(is_own);
+                factors.extend(self.place(address));
+                factors
+            },
             address,
         };
         let registered = match self.store.register_server(&asked, now).await {
@@ -117,8 +124,8 @@ impl<'a> Appliance<'a> {
         let capabilities = convert::decode_capabilities(&attach.capabilities).map_err(invalid(request))?;
         let addresses = convert::parse_all(&attach.addresses, "addresses").map_err(invalid(request))?;
 
-        let record = context.store.server(server).await.map_err(internal(request))?;
-        let Some(record) = record.filter(|r| r.public_key == Some(remote.key)) else {
+        let known = context.store.arrival(server).await.map_err(internal(request))?;
+        let Some((record, holder)) = known.filter(|(r, _)| r.public_key == Some(remote.key)) else {
             context.check_lockout(remote).map_err(|refusal| End::refuse(request, refusal))?;
             context.note_failure(remote, "an attachment").await;
             return Err(End::refuse(request, refusals::unknown_appliance()));
@@ -148,7 +155,9 @@ impl<'a> Appliance<'a> {
                 addresses,
             },
         };
-        let (seat, known) = context.hold(&record, attachment, turn, request).await?;
+        let said = attachment.capabilities.iter().map(|c| c.as_str().to_owned()).collect();
+        let software = attachment.version.clone();
+        let (seat, known) = context.hold(&record, holder, attachment, turn, request).await?;
         if known.reissued {
             let fresh = proto::Registered {
                 server_id: server.as_bytes().to_vec(),
@@ -157,7 +166,18 @@ impl<'a> Appliance<'a> {
             };
             wire.send(0, Say::Registered(fresh)).await?;
         }
-        let policy = context.desired.index().security_policy(&record.namespace);
+        wire.witnessed = context.hear_witnesses(server, &record.name, &attach.witnesses).await;
+        let index = context.desired.index();
+        let declared = index.server_by_id(server).map(|(_, spec)| &spec.capabilities[..]).unwrap_or_default();
+        let who = Who { id: server, namespace: record.namespace.clone(), name: record.name.clone() };
+        context.detect.note(Fact::Attached(Box::new(Attached {
+            server: who,
+            address,
+            capabilities: said,
+            declared: declared.iter().map(|c| c.as_str().to_owned()).collect(),
+            version: software,
+        })));
+        let policy = index.security_policy(&record.namespace);
         let attached = proto::Attached {
             heartbeat_seconds: heartbeat_seconds(&policy),
             server_name: record.name.to_string(),
@@ -179,7 +199,16 @@ impl<'a> Appliance<'a> {
             missed_at: context.missed_at(&policy),
             seen_at: Instant::now(),
             missed_noted: false,
+            attested: known
+                .factors
+                .iter()
+                .filter(|f| f.kind == FactorKind::CryptographicAttestation)
+                .cloned()
+                .collect(),
+            place: context.place(address),
             factors: proof::fingerprint(known.factors),
+            behavior: Default::default(),
+            told: [0; 32],
             asked: None,
             verified: false,
             reissued: known.reissued,
@@ -193,10 +222,12 @@ impl<'a> Appliance<'a> {
             violations: Default::default(),
             unsaved: None,
             again: None,
+            rhythm: Default::default(),
             beat_rate: None,
             factor_rate: None,
         };
-        appliance.challenge(wire).await?;
+        appliance.settle_challenges(known.challenges_v2).await.map_err(internal(request))?;
+        appliance.challenge(wire, Wanted::Everything).await?;
         Ok(appliance)
     }
 }
@@ -210,7 +241,8 @@ impl Context {
 
     /// A random time between half and one and a half of the interval between challenges.
     pub(super) fn challenge_interval(&self, namespace: &Name) -> Duration {
-        let interval = self.desired.index().security_policy(namespace).challenge_interval.get();
+        let declared = || self.desired.index().security_policy(namespace).challenge_interval.get();
+        let interval = self.settings.challenge_pace.unwrap_or_else(declared);
         let part = f64::from(u32::from_be_bytes(random())) / f64::from(u32::MAX);
         interval.mul_f64(0.5 + part)
     }

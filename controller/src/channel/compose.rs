@@ -38,7 +38,12 @@ pub(super) fn judge(
     session: &SessionRow,
     now: Timestamp,
 ) -> Result<EntryBody, String> {
-    let facts = GrantFacts { purpose: Purpose::LiveSession, server: standing, device: session.standing(now) };
+    let facts = GrantFacts {
+        purpose: Purpose::LiveSession,
+        server: standing,
+        device: session.standing(now),
+        traits: Some(&session.traits),
+    };
     let granted = grant(index, facts, session.user, session.server).map_err(|denial| denial.to_string())?;
     if let Some((server, _)) = index.server_by_id(session.server)
         && accept::blocked_in(index, server.resource.namespace(), session.client)

@@ -2,11 +2,11 @@
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use horizon_controller_core::{DeviceStanding, GrantFacts, Purpose, ServerStanding, grant, servers_for};
-use horizon_model::{DeviceId, KeyId, SessionId, TaggedSecret};
+use horizon_controller_core::DeviceStanding;
+use horizon_model::{DeviceId, KeyId, PublicKey, SessionId, TaggedSecret};
 use horizon_wire::{
     convert,
-    proto::{self, from_controller::Message as Say, to_controller::Message as Heard},
+    proto::{self, KeyUse, from_controller::Message as Say, to_controller::Message as Heard},
     refusal::Refusal,
 };
 use tokio::{
@@ -17,20 +17,21 @@ use tokio::{
 use super::{
     Context, accept,
     appliance::internal,
+    key_news::KeyTalk,
     opening::Remote,
     refusals,
     registry::{DeviceMail, DeviceSeat, Elsewhere, Granted},
-    sessions,
+    servers, sessions,
     unproven::Place,
     wire::{End, Wire},
 };
 use crate::{
+    detect::{Arrived, Fact, Who},
+    keys::Role,
     live::{Counted, Hint, Limit, Live},
     store::{DeviceRecord, EndReason, EndedBy, EnrolError, SessionStatus},
 };
 
-/// The most servers of one list.
-const MAX_SERVERS: usize = 1024;
 /// How long a device may take to enrol after the Welcome.
 const UNPROVEN_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -49,6 +50,7 @@ pub(super) async fn converse(
         unproven: Some(unproven),
         asked: JoinSet::new(),
         elsewhere: None,
+        key: KeyTalk::new(context.bells.clone()),
     };
     match device.run(wire).await {
         Ok(never) => match never {},
@@ -87,6 +89,8 @@ struct Device<'a> {
     asked: JoinSet<Answer>,
     /// Where the device is to go.
     elsewhere: Option<Elsewhere>,
+    /// What it hears of its personal key.
+    key: KeyTalk,
 }
 
 async fn next_mail(seated: &Option<Seated>) -> DeviceMail {
@@ -101,12 +105,20 @@ impl Device<'_> {
         self.sit_down().await.map_err(internal(0))?;
         let patience = Instant::now() + UNPROVEN_PATIENCE;
         loop {
+            if self.seated.is_some() {
+                wire.counts_as(Role::Device);
+            }
             tokio::select! {
                 () = sleep_until(patience), if self.unproven.is_some() => {
                     return Err(End::refuse(0, refusals::silent()));
                 }
                 said = wire.next() => {
                     let (request, message) = said?;
+                    if let Heard::KeysetHeld(held) = &message {
+                        wire.keyset_held(held.version);
+                        wire.done(request).await?;
+                        continue;
+                    }
                     match self.hear(request, message).await {
                         Some(Ok(answer)) => {
                             wire.send(request, answer).await?;
@@ -117,8 +129,10 @@ impl Device<'_> {
                     }
                 }
                 mail = next_mail(&self.seated) => self.open(wire, mail).await?,
+                () = self.key.rung() => self.key_news(wire).await?,
                 Some(answered) = self.asked.join_next(), if !self.asked.is_empty() => match answered {
                     Ok((request, Ok(answer))) => {
+                        self.vouch(wire, &answer).await?;
                         wire.send(request, answer).await?;
                     }
                     Ok((request, Err(refusal))) => self.refuse(wire, request, refusal).await?,
@@ -135,7 +149,21 @@ impl Device<'_> {
         }
     }
 
+    /// Makes sure that the device can verify a ticket.
+    async fn vouch(&self, wire: &mut Wire, answer: &Say) -> Result<(), End> {
+        match answer {
+            Say::Ticket(envelope) => match PublicKey::from_slice(&envelope.key) {
+                Some(key) => wire.vouch(KeyUse::Ticket, &key).await,
+                None => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+
     async fn open(&mut self, wire: &mut Wire, mail: DeviceMail) -> Result<(), End> {
+        if mail.keys {
+            wire.show_keysets().await?;
+        }
         for note in mail.ended {
             let ended = proto::SessionEnded {
                 session: note.session.as_bytes().to_vec(),
@@ -144,6 +172,15 @@ impl Device<'_> {
             wire.send(0, Say::SessionEnded(ended)).await?;
         }
         self.elsewhere = mail.elsewhere.or(self.elsewhere.take());
+        Ok(())
+    }
+
+    /// Tells what is new about the device's key.
+    async fn key_news(&mut self, wire: &mut Wire) -> Result<(), End> {
+        let Some(seated) = &self.seated else { return Ok(()) };
+        for news in self.key.news(self.context, &seated.record).await.map_err(internal(0))? {
+            wire.send(0, news).await?;
+        }
         Ok(())
     }
 
@@ -162,6 +199,7 @@ impl Device<'_> {
             return Ok(());
         };
         let device = record.id;
+        self.key.attend(record.key.0);
         match &mut self.seated {
             Some(seated) if seated.record.id == device => {
                 seated.record = record;
@@ -186,6 +224,10 @@ impl Device<'_> {
         {
             self.context.registry.granted(device, Granted { session: session.id, server: session.server });
         }
+        let user =
+            Who { id: record.user, namespace: record.namespace.clone(), name: record.user_name.clone() };
+        let arrived = Arrived { user, address: self.remote.address.ip() };
+        self.context.detect.note(Fact::Arrived(Box::new(arrived)));
         self.seated = Some(Seated { record, seat, _online: Online { live, device } });
         Ok(())
     }
@@ -197,8 +239,44 @@ impl Device<'_> {
             Heard::ListServers(_) => Some(self.list_servers().await),
             Heard::RequestSession(asked) => self.request_session(request, asked).await.err().map(Err),
             Heard::EndSession(end) => Some(self.end_session(&end).await),
+            Heard::WrappingKey(said) => {
+                // Somebody who is not enrolled has nothing to be sealed to them.
+                let seated = self.seated.as_ref()?;
+                self.key.wrapping_key(self.context, &seated.record, &said).await.err().map(Err)
+            }
+            Heard::DeviceHello(hello) => {
+                let seated = self.seated.as_ref()?;
+                self.context.device_hello(self.remote, &seated.record, hello).await.err().map(Err)
+            }
+            Heard::SessionReport(report) => {
+                let seated = self.seated.as_ref()?;
+                self.context.session_report(&seated.record, &report).await.err().map(Err)
+            }
+            Heard::GetSettings(_) => Some(self.settings(None).await),
+            Heard::PutSettings(put) => Some(self.settings(Some(put)).await),
+            Heard::WrapSettingsKey(wrap) => {
+                let seated = self.seated.as_ref()?;
+                self.context.wrap_settings_key(&seated.record, wrap.keys).await.err().map(Err)
+            }
+            Heard::KeyTaken(taken) => Some(self.key_taken(&taken).await),
+            Heard::ClaimHandover(claim) => Some(self.context.handed_over(self.remote, &claim).await),
             _ => Some(Err(refusals::wrong_order("this message"))),
         }
+    }
+
+    async fn key_taken(&mut self, taken: &proto::KeyTaken) -> Result<Say, Refusal> {
+        let device = self.current().await?;
+        self.context.key_taken(self.remote, &device, taken).await
+    }
+
+    /// The settings that follow the user, after the device's change of them if it makes one.
+    async fn settings(&mut self, put: Option<proto::PutSettings>) -> Result<Say, Refusal> {
+        let device = self.current().await?;
+        let standing = device.standing(self.context.now());
+        if standing != DeviceStanding::Good {
+            return Err(sessions::standing_refusal(standing));
+        }
+        self.context.user_settings(&device, put).await
     }
 
     async fn enrol(&mut self, enrol: &proto::EnrolDevice) -> Result<Say, Refusal> {
@@ -218,6 +296,7 @@ impl Device<'_> {
             Ok(enrolled) => enrolled,
             Err(error) => {
                 if matches!(error, EnrolError::Unknown) {
+                    self.context.detect.wrong_key(self.remote.address.ip(), key.0);
                     self.context.note_failure(self.remote, "an enrolment").await;
                 }
                 if !matches!(error, EnrolError::Store(_)) {
@@ -230,7 +309,7 @@ impl Device<'_> {
             tracing::info!(device = %enrolled.device, user = %enrolled.user_name, "a device was enrolled");
         }
         self.context.live.publish(Hint::StatusDirty(enrolled.user));
-        self.context.live.publish(Hint::StatusDirty(key.0));
+        self.context.live.publish(Hint::StatusDirty(enrolled.key.0));
         self.sit_down().await.map_err(|e| refusals::internal(&e))?;
         Ok(Say::DeviceEnrolled(proto::DeviceEnrolled {
             device_id: enrolled.device.as_bytes().to_vec(),
@@ -251,44 +330,9 @@ impl Device<'_> {
         if standing != DeviceStanding::Good {
             return Err(sessions::standing_refusal(standing));
         }
-        let mut servers = Vec::new();
-        for server in servers_for(&index, device.user).into_iter().take(MAX_SERVERS) {
-            let Some((stored, spec)) = index.server_by_id(server) else { continue };
-            let name = stored.resource.name().to_string();
-            // A list is for people, and may be a moment old; a request is decided by the store.
-            let read = async {
-                let standing = self.context.store.server_standing(server).await;
-                standing.map(|standing| standing.unwrap_or(ServerStanding::Unregistered))
-            };
-            let standing = self.context.live.cache().server_standing(server, read).await;
-            let standing = standing.map_err(|e| refusals::internal(&e))?;
-            let facts =
-                GrantFacts { purpose: Purpose::NewSession, server: standing, device: DeviceStanding::Good };
-            let granted = grant(&index, facts, device.user, server);
-            let online = self.context.live.presence(server).is_some_and(|presence| presence.online);
-            let reason = match &granted {
-                Err(denial) => denial.to_string(),
-                Ok(_) if !online => refusals::offline(&name).message,
-                Ok(_) => String::new(),
-            };
-            let (capabilities, networks) = granted.map_or_else(
-                |_| (spec.capabilities.clone(), Vec::new()),
-                |g| {
-                    (
-                        g.capabilities,
-                        g.networks.into_iter().map(|n| n.name).filter(|n| !n.is_empty()).collect(),
-                    )
-                },
-            );
-            servers.push(proto::ServerSummary {
-                name,
-                available: reason.is_empty(),
-                reason,
-                capabilities: convert::encode_capabilities(&capabilities),
-                location: spec.location.to_string(),
-                networks,
-            });
-        }
+        let (store, live) = (&self.context.store, &*self.context.live);
+        let servers =
+            servers::list(store, live, &index, &device).await.map_err(|e| refusals::internal(&e))?;
         Ok(Say::Servers(proto::Servers { servers }))
     }
 

@@ -127,10 +127,12 @@ impl Context {
                 self.registry.ask(server, lease, Asker::There(question));
             }
             Hint::Alive { question, proved, .. } => self.questions.answered(question, proved),
-            Hint::StatusDirty(_)
-            | Hint::StateApplied { .. }
+            Hint::StatusDirty(uid) => self.ring(Some(uid)),
+            Hint::StateApplied { .. }
             | Hint::ResourcesChanged(_)
+            | Hint::KeysetsChanged
             | Hint::PresenceChanged { .. }
+            | Hint::BlocksChanged
             | Hint::Everything => {}
         }
     }
@@ -139,6 +141,7 @@ impl Context {
     /// appliance is looked at if any did.
     fn lost(&self, heard: &Heard) {
         let appliances = heard.all != Some(self.desired.in_force().1);
+        self.ring(None);
         self.inbox.put(|work| {
             work.everything = true;
             work.appliances |= appliances;

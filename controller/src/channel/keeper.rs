@@ -13,17 +13,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 
 use super::{Context, accept, compose, ear::Work};
 use crate::{
+    detect::Fact,
     live::Hint,
-    store::{
-        EndReason, Ended, EndedBy, NewEvent, Retention, SessionRow, SessionStatus, Severity, Source,
-        StoreError,
-    },
+    store::{EndReason, Ended, EndedBy, NewEvent, SessionRow, SessionStatus, Severity, Source, StoreError},
 };
 
-/// How often the database is kept in order.
-const UPKEEP: Duration = Duration::from_secs(600);
-/// How soon after the start for the first time.
-const FIRST_UPKEEP: Duration = Duration::from_secs(30);
 /// How soon what failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// How soon a change of the number of sessions shows.
@@ -36,9 +30,8 @@ pub(super) async fn run(context: Arc<Context>) {
     context.count_sessions().await;
     context.check_keyset().await;
     let mut sweep = interval_at(Instant::now() + context.settings.sweep, context.settings.sweep);
-    let mut upkeep = interval_at(Instant::now() + FIRST_UPKEEP, UPKEEP);
     let mut count = interval_at(Instant::now() + COUNT, COUNT);
-    for ticks in [&mut sweep, &mut upkeep, &mut count] {
+    for ticks in [&mut sweep, &mut count] {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
     // What could not be carried out is tried again with what comes next, or after a while.
@@ -57,7 +50,6 @@ pub(super) async fn run(context: Arc<Context>) {
                     work.servers.extend(context.store.all_servers_with_sessions().await.unwrap_or_default());
                 }
             }
-            _ = upkeep.tick(), if context.leads() => context.maintain().await,
             _ = count.tick() => {
                 context.certain(Duration::ZERO);
                 if context.recount.swap(false, Ordering::Relaxed) {
@@ -151,6 +143,7 @@ impl Context {
     /// Tells everybody concerned that a session ended.
     pub(super) fn tell_end(&self, ended: &Ended) {
         tracing::info!(session = %ended.session, server = %ended.server, "a session ended: {}", ended.reason);
+        self.detect.note(Fact::SessionEnded(ended.session));
         self.live.publish(Hint::SessionEnded {
             session: ended.session,
             device: ended.device,
@@ -189,6 +182,18 @@ impl Context {
             };
             self.end(&session, &reason).await?;
         }
+        for session in self.store.silent_sessions(before(now, self.settings.session_idle)).await? {
+            if self.live.is_device_online(session.device) {
+                continue;
+            }
+            let minutes = self.settings.session_idle.as_secs().div_ceil(60);
+            let reason = EndReason {
+                status: SessionStatus::Interrupted,
+                by: EndedBy::Broker,
+                reason: format!("neither its device nor its appliance said anything for {minutes} minutes"),
+            };
+            self.end(&session, &reason).await?;
+        }
         for session in self.store.idle_sessions(before(now, self.settings.session_idle)).await? {
             if self.live.is_device_online(session.device) {
                 continue;
@@ -209,9 +214,10 @@ impl Context {
     /// Raises an event when the keys are older than those that were in use before: peers that hold the newer KeySet will
     /// not follow.
     async fn check_keyset(&self) {
-        let version = self.keys.keyset.version;
+        let version = self.keys.now().keyset.version;
         match self.store.note_keyset(version, self.now()).await {
-            Ok(newest) if newest > version => {
+            // What the database has of them is about to be followed.
+            Ok(newest) if newest > version && !self.follows(version).await => {
                 tracing::error!(
                     version,
                     newest,
@@ -234,6 +240,11 @@ impl Context {
         }
     }
 
+    /// Whether the database has newer KeySets, or it is not known.
+    async fn follows(&self, version: u64) -> bool {
+        self.store.keysets_after(version).await.map_or(true, |newer| !newer.is_empty())
+    }
+
     /// Shows how many sessions there are.
     async fn count_sessions(&self) {
         match self.store.count_sessions().await {
@@ -241,12 +252,6 @@ impl Context {
                 self.metrics.sessions.set(i64::from(count));
             }
             Err(error) => tracing::debug!(%error, "sessions could not be counted"),
-        }
-    }
-
-    async fn maintain(&self) {
-        if let Err(error) = self.store.maintain(self.now(), &Retention::default()).await {
-            tracing::error!(%error, "what is old in the database could not be removed");
         }
     }
 }

@@ -31,18 +31,23 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 const TRIES: u32 = 8;
 
 impl Context {
-    /// The hold on a server's channel, once it is clear that the newcomer is not a clone. The turn is given up while another
-    /// appliance is asked.
+    /// The hold on a server's channel, which `holder` was seen to have, once it is clear that the newcomer is not a clone. The
+    /// turn is given up while another appliance is asked.
     pub(super) async fn hold(
         &self,
         record: &ServerRecord,
+        holder: Option<ChannelHolder>,
         mut attachment: Attachment,
         mut turn: Option<Turn<'_>>,
         request: u64,
     ) -> Result<(Holding, AttachedServer), End> {
         let (server, incarnation) = (attachment.server, attachment.incarnation);
+        let mut known = Some(holder);
         for _ in 0..TRIES {
-            let holder = self.store.channel_of(server).await.map_err(internal(request))?;
+            let holder = match known.take() {
+                Some(holder) => holder,
+                None => self.store.channel_of(server).await.map_err(internal(request))?,
+            };
             if let Some(holder) = &holder
                 && clones::arrival(holder.incarnation, incarnation) == Arrival::AskTheOther
             {
@@ -51,7 +56,7 @@ impl Context {
                     self.clone_came(server, record, incarnation).await;
                     return Err(End::refuse(request, refusals::clone_of(&record.name)));
                 }
-                turn = self.arrivals.turn().await;
+                turn = self.turn(request).await?;
             }
             attachment.expected = holder.map(|holder| holder.lease);
             let attached = self.store.attach(&attachment, self.now()).await.map_err(internal(request))?;
@@ -64,6 +69,11 @@ impl Context {
             return Ok((self.leaver.hold(seat), attached));
         }
         Err(End::refuse(request, refusals::contended(&record.name)))
+    }
+
+    /// The turn of an appliance that arrives; an end when it would come too late.
+    pub(super) async fn turn(&self, request: u64) -> Result<Option<Turn<'_>>, End> {
+        self.arrivals.turn().await.map_err(|away| End::refuse(request, refusals::crowded(away)))
     }
 
     /// Whether the connection that holds a server's channel has an appliance that lives. One that says nothing does not.

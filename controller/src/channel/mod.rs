@@ -8,35 +8,43 @@
 //! finds in the store what hints should have said; the keeper, which ends the sessions that have lost their right; and the
 //! task that gives leases back.
 
-mod accept;
+pub(crate) mod accept;
 mod appliance;
 mod arrivals;
 mod attach;
 mod away;
 mod beat;
+mod behavior;
 mod clock;
 mod clones;
 mod compose;
 mod device;
+mod device_news;
 mod ear;
+mod evidence;
 mod keeper;
+mod key_news;
+mod keys;
 mod lease;
 mod leave;
 mod opening;
+mod policies;
 mod probe;
 mod proof;
 mod questions;
 mod refusals;
 mod registry;
 mod reports;
+pub(crate) mod servers;
 mod sessions;
 mod settings;
 mod sweep;
-mod takeover;
+pub(crate) mod takeover;
 #[cfg(test)]
 mod tests;
 mod unproven;
 mod wire;
+mod witness;
 
 pub use settings::ChannelSettings;
 
@@ -58,7 +66,9 @@ use tokio::{
 };
 
 use crate::{
-    keys::Keys,
+    detect::{Blocks, Detect},
+    geo::Geo,
+    keys::KeyRing,
     live::Live,
     metrics::Metrics,
     replica::Leadership,
@@ -68,7 +78,9 @@ use crate::{
 use arrivals::Arrivals;
 use clock::Clock;
 use ear::Inbox;
+use key_news::Bells;
 use leave::Leaver;
+use policies::Policies;
 use questions::Questions;
 use registry::Registry;
 use unproven::Unproven;
@@ -92,7 +104,7 @@ pub struct ChannelOptions {
     /// Where to listen.
     pub listen: SocketAddr,
     /// The organisation's keys.
-    pub keys: Arc<Keys>,
+    pub keys: KeyRing,
     /// The database.
     pub store: Store,
     /// The live layer.
@@ -103,6 +115,12 @@ pub struct ChannelOptions {
     pub replica: ReplicaId,
     /// Whether this replica leads.
     pub leadership: Leadership,
+    /// Where addresses are.
+    pub geo: Geo,
+    /// Where what may be out of the ordinary is handed over.
+    pub detect: Detect,
+    /// The blocked addresses.
+    pub blocks: Blocks,
     /// Figures.
     pub metrics: Metrics,
     /// Limits and patience.
@@ -111,12 +129,15 @@ pub struct ChannelOptions {
 
 /// What every task of the channel shares.
 struct Context {
-    keys: Arc<Keys>,
+    keys: KeyRing,
     store: Store,
     live: Arc<dyn Live>,
     desired: Arc<dyn Desired>,
     replica: ReplicaId,
     leadership: Leadership,
+    geo: Geo,
+    detect: Detect,
+    blocks: Blocks,
     metrics: Metrics,
     settings: ChannelSettings,
     beats: Heartbeats,
@@ -124,6 +145,7 @@ struct Context {
     leaver: Leaver,
     questions: Questions,
     inbox: Inbox,
+    bells: Bells,
     /// The sweep is not to wait for its time.
     sweep_now: Notify,
     listener: Listener,
@@ -131,12 +153,17 @@ struct Context {
     /// Peers are being sent to other replicas: no new ones are taken in.
     draining: AtomicBool,
     unproven: Unproven,
+    /// The newest checkpoint of the audit trail.
+    checkpoint: witness::Checkpoint,
     arrivals: Arrivals,
+    policies: Policies,
     clock: Clock,
     /// The networks that are blocked, for the conversations that are open.
     blocked: watch::Sender<Vec<IpNet>>,
     /// The number of sessions may have changed since they were counted.
     recount: AtomicBool,
+    /// How many refused secrets become events.
+    refusals_told: accept::Told,
     /// How much of the rate of warnings about the limit of connections is used up.
     full_warning: Mutex<Option<Timestamp>>,
 }
@@ -154,9 +181,10 @@ impl ChannelServer {
     /// # Errors
     /// When the address cannot be bound.
     pub fn start(options: ChannelOptions) -> io::Result<Self> {
-        let ChannelOptions { listen, keys, store, live, desired, replica, leadership, metrics, settings } =
-            options;
-        let listener = Listener::bind(listen, &keys.tls)?;
+        let ChannelOptions { listen, keys, store, live, desired, replica, leadership, .. } = options;
+        let ChannelOptions { geo, detect, blocks, metrics, settings, .. } = options;
+        let now = keys.now();
+        let listener = Listener::bind_replica(listen, &now.tls, &now.common())?;
         let beats = Heartbeats::start(store.clone());
         let (stopper, stop) = stop();
         let context = Arc::new(Context {
@@ -166,6 +194,9 @@ impl ChannelServer {
             desired,
             replica,
             leadership,
+            geo,
+            detect,
+            blocks,
             metrics,
             settings,
             beats,
@@ -173,15 +204,19 @@ impl ChannelServer {
             leaver: Leaver::default(),
             questions: Questions::default(),
             inbox: Inbox::default(),
+            bells: Bells::default(),
             sweep_now: Notify::new(),
             listener,
             stop,
             draining: AtomicBool::new(false),
             unproven: Unproven::default(),
+            checkpoint: witness::Checkpoint::default(),
             arrivals: Arrivals::default(),
+            policies: Policies::default(),
             clock: Clock::new(Instant::now(), Timestamp::now()),
             blocked: watch::Sender::new(Vec::new()),
             recount: AtomicBool::new(false),
+            refusals_told: accept::Told::default(),
             full_warning: Mutex::new(None),
         });
         // Subscribed before the first connection: no hint of it is missed.
@@ -191,6 +226,8 @@ impl ChannelServer {
         server.run("ear", ear::run(context.clone(), hints));
         server.run("keeper", keeper::run(context.clone()));
         server.run("sweep", sweep::run(context.clone()));
+        server.run("keys", keys::run(context.clone()));
+        server.run("checkpoints", witness::run(context.clone()));
         server.run("leases", leave::run(context));
         Ok(server)
     }

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use horizon_channel::Peer;
 use horizon_model::PublicKey;
 use horizon_wire::{
+    challenge, keyset,
     proto::{self, Role, from_controller},
     refusal::Refusal,
     version,
@@ -25,11 +26,15 @@ pub(super) struct Remote {
     pub(super) key: PublicKey,
     /// Where it is.
     pub(super) address: SocketAddr,
+    /// What binds a statement to the connection, with a peer that answers every type of challenge.
+    pub(super) binding: Option<[u8; 32]>,
 }
 
 /// Talks to a peer until one of the two ends it.
 pub(super) async fn serve(context: Arc<Context>, peer: Peer) {
-    let remote = Remote { key: peer.key, address: peer.remote };
+    let capable = peer.hello.features.iter().any(|feature| feature == challenge::FEATURE);
+    let binding = capable.then(|| horizon_channel::binding(&peer.connection)).flatten();
+    let remote = Remote { key: peer.key, address: peer.remote, binding };
     let hello = peer.hello.clone();
     // What happens once is boxed, and so is one of the two kinds of conversation: the task is as large as its largest part.
     let mut wire = Wire::new(peer, context.settings.messages_per_second, context.settings.send_patience);
@@ -42,6 +47,7 @@ pub(super) async fn serve(context: Arc<Context>, peer: Peer) {
     let end = tokio::select! {
         end = converse(&context, remote, hello, &mut wire) => end,
         Ok(()) = now_blocked => End::refuse(0, refusals::blocked()),
+        () = context.blocks.blocked(remote.address.ip()) => End::refuse(0, refusals::blocked()),
         () = stop.requested() => End::Gone("the controller stops".into()),
     };
     match &end {
@@ -91,9 +97,12 @@ async fn welcome(
     if hello.role() == Role::Unspecified {
         return Err(End::refuse(0, refusals::malformed("the Hello names no role")));
     }
+    let keys = context.keys.now();
+    wire.shown(&context.keys, keys.clone(), hello.features.iter().any(|f| f == keyset::FEATURE));
     let welcome = proto::Welcome {
         version: negotiated,
-        keysets: context.keys.chain_from(hello.keyset_version),
+        keysets: keys.chain_from(hello.keyset_version),
+        newest_keyset: keys.keyset.version,
         now: now.as_millisecond(),
         software: version::SOFTWARE.into(),
     };
@@ -106,20 +115,28 @@ impl Context {
     pub(super) fn check_lockout(&self, remote: Remote) -> Result<(), Refusal> {
         let now = self.now();
         match self.live.locked_out_until(remote.address.ip(), now) {
-            Some(until) => Err(refusals::locked_out(until.duration_since(now).as_secs())),
+            Some(until) => {
+                self.detect.wrong_secret(remote.address.ip());
+                Err(refusals::locked_out(until.duration_since(now).as_secs()))
+            }
             None => Ok(()),
         }
     }
 
     /// Records that somebody was refused who presented a secret.
     pub(super) async fn refused_secret(&self, remote: Remote, kind: &'static str, why: &str) {
+        // A storm of them is told by detection: here each is a row.
+        let (due, left_out) = self.refusals_told.due(self.now());
+        if !due {
+            return;
+        }
         let event = NewEvent {
             kind,
             severity: Severity::Low,
             source: Source::Unknown,
             address: Some(remote.address.ip()),
             description: why.to_owned(),
-            data: serde_json::json!({ "publicKey": remote.key.to_string() }),
+            data: serde_json::json!({ "publicKey": remote.key.to_string(), "leftOut": left_out }),
         };
         self.record(&event).await;
     }
@@ -127,6 +144,7 @@ impl Context {
     /// Counts a failure to prove a secret; whoever fails too often is locked out.
     pub(super) async fn note_failure(&self, remote: Remote, what: &str) {
         let now = self.now();
+        self.detect.wrong_secret(remote.address.ip());
         let lockout = accept::lockout(&accept::policy(&self.desired.index()));
         if !self.live.note_failure(remote.address.ip(), lockout, now) {
             return;

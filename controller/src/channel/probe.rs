@@ -3,13 +3,15 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use horizon_wire::{heartbeat, proto};
+use horizon_wire::{heartbeat, key::sha256, proto};
+use jiff::Timestamp;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::appliance::Appliance;
 use crate::{
     live::Hint,
-    store::{StoreError, random},
+    store::{Answered, ChallengeId, ChallengeType, StoreError, random},
 };
 
 /// How long after its announcement the first datagram is sent, and how long between datagrams.
@@ -26,6 +28,8 @@ pub(super) struct Probe {
     sent: u32,
     next: Instant,
     over: bool,
+    /// The capability check that this is, in which the appliance learns the nonce from the datagram alone.
+    check: Option<(ChallengeId, Timestamp)>,
 }
 
 impl Probe {
@@ -39,21 +43,33 @@ impl Probe {
 impl Appliance<'_> {
     /// Starts the dial-back, once in a conversation.
     pub(super) fn start_probe(&mut self) {
-        if self.probe.is_some() {
-            return;
+        if self.probe.is_none() {
+            self.probe = self.new_probe(None);
         }
+    }
+
+    /// Checks the capability by a dial-back whose nonce is in the datagram alone. Not while another one is under way.
+    pub(super) fn probe_capability(&mut self) {
+        if self.sent.is_some() && self.probe.as_ref().is_none_or(|probe| probe.over) {
+            self.probe = self.new_probe(Some((ChallengeId(Uuid::now_v7()), self.context.now())));
+            self.context.metrics.challenges.inc();
+        }
+    }
+
+    fn new_probe(&self, check: Option<(ChallengeId, Timestamp)>) -> Option<Probe> {
         let index = self.context.desired.index();
-        let Some((_, spec)) = index.server_by_id(self.server) else { return };
+        let (_, spec) = index.server_by_id(self.server)?;
         let advertised = spec.tunnel.advertise.iter().find_map(|endpoint| endpoint.to_string().parse().ok());
         let address = advertised.unwrap_or(SocketAddr::new(self.remote.address.ip(), spec.tunnel.port));
-        self.probe = Some(Probe {
+        Some(Probe {
             nonce: random(),
             address,
             announced: false,
             sent: 0,
             next: Instant::now(),
             over: false,
-        });
+            check,
+        })
     }
 
     /// What is announced to the appliance, once.
@@ -61,7 +77,11 @@ impl Appliance<'_> {
         let probe = self.probe.as_mut().filter(|probe| !probe.announced)?;
         probe.announced = true;
         probe.next = Instant::now() + SPACING;
-        Some(proto::DialBack { nonce: probe.nonce.to_vec(), address: probe.address.to_string() })
+        let (nonce, digest) = match probe.check {
+            Some(_) => (Vec::new(), sha256(&probe.nonce).0.to_vec()),
+            None => (probe.nonce.to_vec(), Vec::new()),
+        };
+        Some(proto::DialBack { nonce, address: probe.address.to_string(), digest })
     }
 
     /// Sends the next datagram, or gives up.
@@ -85,6 +105,7 @@ impl Appliance<'_> {
              tunnel.advertise to where it can be reached",
             probe.address
         );
+        self.checked(false, &words).await?;
         self.note_probe(Some(&words)).await
     }
 
@@ -96,7 +117,30 @@ impl Appliance<'_> {
             return Ok(());
         };
         probe.over = true;
+        self.checked(true, "").await?;
         self.note_probe(None).await
+    }
+
+    /// Records the capability check that the dial-back was, once.
+    async fn checked(&mut self, right: bool, detail: &str) -> Result<(), StoreError> {
+        let Some((challenge, asked)) = self.probe.as_mut().and_then(|probe| probe.check.take()) else {
+            return Ok(());
+        };
+        let answered = Answered {
+            challenge,
+            kind: ChallengeType::Capability,
+            asked,
+            right,
+            detail: detail.to_owned(),
+            tolerated: u16::MAX,
+            newest_secret: false,
+            arrival: None,
+        };
+        self.context
+            .store
+            .note_challenge(self.server, self.seat.lease, &answered, self.context.now())
+            .await?;
+        Ok(())
     }
 
     async fn note_probe(&self, why: Option<&str>) -> Result<(), StoreError> {

@@ -1,5 +1,7 @@
 //! What refused peers are told: what happened, to what, and what to do.
 
+use std::time::Duration;
+
 use horizon_controller_core::Denial;
 use horizon_wire::{proto::RefusalCode, refusal::Refusal};
 
@@ -39,6 +41,14 @@ pub(super) fn contended(name: &str) -> Refusal {
     Refusal::new(RefusalCode::Unavailable, message, "nothing: the appliance tries again").retry_after(SOON)
 }
 
+/// An appliance for which there is no time now.
+pub(super) fn crowded(away: Duration) -> Refusal {
+    let seconds = u32::try_from(away.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
+    let message = "many appliances connect at the same time";
+    Refusal::new(RefusalCode::Unavailable, message, "nothing: the appliance comes back by itself")
+        .retry_after(seconds)
+}
+
 /// A message at the wrong time.
 pub(super) fn wrong_order(what: &str) -> Refusal {
     malformed(&format!("{what} is not expected now"))
@@ -66,6 +76,10 @@ pub(super) fn locked_out(seconds: i64) -> Refusal {
 
 /// Something inside failed.
 pub(super) fn internal(error: &StoreError) -> Refusal {
+    if matches!(error, StoreError::Busy) {
+        return Refusal::new(RefusalCode::Unavailable, error.to_string(), "nothing: it is tried again")
+            .retry_after(SOON);
+    }
     tracing::error!("a request failed: {error}");
     let remedy = "try again; if it stays so, look at the controller's log";
     Refusal::new(RefusalCode::Internal, "the controller could not carry it out", remedy).retry_after(SOON)
@@ -102,6 +116,13 @@ pub(super) fn unverified(name: &str, what: &str) -> Refusal {
     Refusal::new(RefusalCode::Unauthenticated, message, remedy).retry_after(60)
 }
 
+/// An appliance whose identity was approved while it was connected.
+pub(super) fn new_secret(name: &str) -> Refusal {
+    let message = format!("the identity of server '{name}' was approved: a new verification secret waits");
+    Refusal::new(RefusalCode::Unavailable, message, "nothing: the appliance connects again for it")
+        .retry_after(1)
+}
+
 /// An appliance that did not answer in time.
 pub(super) fn unanswered(name: &str) -> Refusal {
     let message = format!("the appliance of server '{name}' did not answer a challenge in time");
@@ -136,6 +157,7 @@ pub(super) fn denied(denial: &Denial) -> Refusal {
     let code = match denial {
         Denial::UnknownServer { .. } | Denial::ServerGone => RefusalCode::NotFound,
         Denial::DeviceRevoked | Denial::KeyRevoked | Denial::ServerRevoked { .. } => RefusalCode::Revoked,
+        Denial::KeyReplaced => RefusalCode::Revoked,
         Denial::KeyExpired => RefusalCode::Expired,
         Denial::Maintenance { .. }
         | Denial::Decommissioned { .. }
@@ -163,7 +185,7 @@ pub(super) fn state_full(name: &str) -> Refusal {
 
 /// A network that is blocked.
 pub(super) fn blocked() -> Refusal {
-    let remedy = "ask an administrator: a SecurityPolicy blocks this network";
+    let remedy = "ask an administrator: this network is blocked (`horizon-controller get blocks`)";
     Refusal::new(RefusalCode::Policy, "the network that this comes from is blocked", remedy).retry_after(900)
 }
 
@@ -225,9 +247,13 @@ pub(super) fn enrolment(error: &EnrolError) -> Refusal {
             (RefusalCode::Unauthenticated, "check that the whole key was pasted, or ask for a new one")
         }
         EnrolError::KeyRevoked(_) => (RefusalCode::Revoked, new_key),
+        EnrolError::KeyReplaced(_) => (RefusalCode::Revoked, new_key),
         EnrolError::KeyExpired(_) => (RefusalCode::Expired, new_key),
         EnrolError::NoUser(_) => (RefusalCode::NotFound, "ask an administrator to declare the user"),
         EnrolError::Suspended { .. } => (RefusalCode::Policy, "ask an administrator to end the suspension"),
+        EnrolError::DeviceBlocked(_) => {
+            (RefusalCode::Policy, "an administrator can allow it: `horizon-controller device allow`")
+        }
         EnrolError::DeviceRevoked(_) => (
             RefusalCode::Revoked,
             "ask an administrator; a device that was revoked stays so, with a new key of its own it is a new one",
@@ -244,6 +270,7 @@ pub(super) fn enrolment(error: &EnrolError) -> Refusal {
 pub(super) fn session(error: &SessionError, server: &str) -> Refusal {
     let (code, remedy) = match error {
         SessionError::Store(e) => return internal(e),
+        SessionError::User(denial) => return denied(denial),
         SessionError::Device(_) => (RefusalCode::Revoked, "ask an administrator for a new personal key"),
         SessionError::Server(_) => (RefusalCode::Unavailable, "use another server"),
         SessionError::Full(_) => {

@@ -27,6 +27,8 @@ const NOTES: usize = 16;
 pub(super) struct Mail {
     /// What its appliance should hold may have changed.
     pub(super) changed: bool,
+    /// There is a newer KeySet.
+    pub(super) keys: bool,
     /// Another connection speaks for the server.
     pub(super) make_way: bool,
     /// Where its appliance is to go.
@@ -40,6 +42,8 @@ pub(super) struct Mail {
 pub(super) struct DeviceMail {
     /// Sessions that ended.
     pub(super) ended: Vec<EndNote>,
+    /// There is a newer KeySet.
+    pub(super) keys: bool,
     /// Where the device is to go.
     pub(super) elsewhere: Option<Elsewhere>,
 }
@@ -245,6 +249,14 @@ pub(super) enum Peer {
 }
 
 impl Peer {
+    /// Has it look at the newest KeySet.
+    pub(super) fn new_keys(&self) {
+        match self {
+            Self::Appliance(mailbox) => mailbox.put(|mail| mail.keys = true),
+            Self::Device(mailbox) => mailbox.put(|mail| mail.keys = true),
+        }
+    }
+
     /// Has it go elsewhere.
     pub(super) fn send_away(&self, elsewhere: &Elsewhere) {
         match self {

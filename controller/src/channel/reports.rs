@@ -99,6 +99,8 @@ impl Appliance<'_> {
             sent.generation == report.generation && Some(sent.entries.digest()) == report.digest
         });
         if current {
+            // Of a state that it does not hold yet, or holds from before a backup was restored, nothing follows.
+            self.note_behavior(&noted);
             self.context.metrics.apply_seconds.observe(self.sent_at.elapsed().as_secs_f64());
             self.has_applied(&report.problems).await?;
         }

@@ -24,13 +24,14 @@ use tokio::{
 use super::{
     Context, refusals,
     registry::Granted,
-    takeover::{self, Held, Takeover},
+    takeover::{self, Held, Release, Takeover},
 };
 use crate::{
+    detect::{Fact, Who},
     live::Hint,
     store::{
-        ChannelLease, DeviceRecord, EndReason, EndedBy, NewEvent, NewSession, ServerRecord, SessionOutcome,
-        SessionRow, SessionStatus, Severity, Source, StoreError,
+        ChannelLease, DeviceRecord, EndReason, EndedBy, NewSession, ServerRecord, SessionOutcome, SessionRow,
+        SessionStatus, StoreError,
     },
 };
 
@@ -51,6 +52,10 @@ pub(super) fn standing_refusal(standing: DeviceStanding) -> Refusal {
     refusals::denied(&match standing {
         DeviceStanding::KeyExpired => Denial::KeyExpired,
         DeviceStanding::KeyRevoked => Denial::KeyRevoked,
+        DeviceStanding::KeyReplaced => Denial::KeyReplaced,
+        DeviceStanding::Blocked => Denial::DeviceBlocked,
+        DeviceStanding::Forgotten => Denial::DeviceForgotten,
+        DeviceStanding::Suspicious => Denial::DeviceSuspicious,
         DeviceStanding::Revoked | DeviceStanding::Good => Denial::DeviceRevoked,
     })
 }
@@ -67,8 +72,12 @@ pub(super) async fn request(
     let server = index.server_named(&device.namespace, &name).ok_or_else(|| no_server(&name))?;
     let record = context.store.server(server).await.map_err(internal)?;
     let standing = record.as_ref().map_or(ServerStanding::Unregistered, ServerRecord::standing);
-    let facts =
-        GrantFacts { purpose: Purpose::NewSession, server: standing, device: device.standing(context.now()) };
+    let facts = GrantFacts {
+        purpose: Purpose::NewSession,
+        server: standing,
+        device: device.standing(context.now()),
+        traits: Some(&device.traits),
+    };
     let granted = grant(&index, facts, device.user, server).map_err(|denial| refusals::denied(&denial))?;
     if appliance_gone(context, server).await.map_err(internal)?.is_some() {
         return Err(refusals::offline(&name));
@@ -89,14 +98,27 @@ pub(super) async fn request(
         return Ok(conflict);
     }
     let wish = NewSession { device, grant: &granted, client };
-    let outcome = context.store.request_session(&wish, context.now()).await;
-    let session = match outcome.map_err(|error| refusals::session(&error, &name))? {
-        SessionOutcome::Conflict { conflict, .. } => return Ok(conflict_message(&conflict)),
-        SessionOutcome::Requested { session, replaced } => {
-            if let Some(old) = replaced {
-                context.live.publish(Hint::ServerChanged(old.server));
+    let session = loop {
+        let outcome = context.store.request_session(&wish, context.now()).await;
+        match outcome.map_err(|error| refusals::session(&error, &name))? {
+            SessionOutcome::Conflict { conflict, .. } => return Ok(conflict_message(&conflict)),
+            // It ended a moment ago, or the replica that was to wait for its appliance died.
+            SessionOutcome::Unreleased { conflict, server } => {
+                let gone = appliance_gone(context, server).await.map_err(internal)?;
+                match takeover::release(gone, context.settings.takeover_grace) {
+                    Release::Await => await_release(context, device, &conflict, server, &mut hints).await?,
+                    Release::GiveUp => give_up(context, device, &conflict).await?,
+                    Release::Wait(left) => {
+                        return Err(refusals::takeover_waits(&conflict.server_name, left.as_secs() + 1));
+                    }
+                }
             }
-            session
+            SessionOutcome::Requested { session, replaced } => {
+                if let Some(old) = replaced {
+                    context.live.publish(Hint::ServerChanged(old.server));
+                }
+                break session;
+            }
         }
     };
     // Wherever its appliance is connected.
@@ -105,8 +127,10 @@ pub(super) async fn request(
     let ticket = ticket(context, &index, device, &granted, &session).await?;
     let payload = convert::encode_ticket(&ticket);
     tracing::info!(session = %session.id, server = %name, user = %device.user_name, "a session was granted");
+    let user = Who { id: device.user, namespace: device.namespace.clone(), name: device.user_name.clone() };
+    context.detect.note(Fact::SessionBegan(Box::new(user)));
     context.live.publish(Hint::StatusDirty(server.0));
-    Ok(Say::Ticket(envelope::seal(Signed::Ticket, &context.keys.ticket, payload)))
+    Ok(Say::Ticket(envelope::seal(Signed::Ticket, &context.keys.now().ticket, payload)))
 }
 
 fn no_server(name: &str) -> Refusal {
@@ -145,51 +169,50 @@ async fn clear_the_way(
             if !context.end(&session, &reason).await.map_err(internal)? {
                 return Ok(None);
             }
-            // Half of it, so that the whole request is answered before its device stops waiting.
-            let deadline = Instant::now() + context.settings.session_patience / 2;
-            let about = Granted { session: session.id, server: session.server };
-            while !context.store.session_released(session.id).await.map_err(internal)? {
-                if !next_hint(hints, about, deadline).await {
-                    // It has ended here, so the next request is not held up by it any more.
-                    context.unconfirmed(device, &conflict, session.id).await;
-                    return Err(refusals::takeover_waits(&conflict.server_name, 1));
-                }
-            }
+            await_release(context, device, &conflict, session.server, hints).await?;
             Ok(None)
         }
         Takeover::EndUnconfirmed => {
-            let reason = EndReason {
-                status: SessionStatus::Interrupted,
-                by: EndedBy::Client,
-                reason: format!(
-                    "device '{}' took the connection over while the appliance was gone",
-                    device.name
-                ),
-            };
-            if context.end(&session, &reason).await.map_err(internal)? {
-                context.unconfirmed(device, &conflict, session.id).await;
-            }
+            give_up(context, device, &conflict).await?;
             Ok(None)
         }
     }
 }
 
-impl Context {
-    /// Records that a session was taken over and that its appliance may still admit it.
-    async fn unconfirmed(&self, device: &DeviceRecord, conflict: &SessionConflict, session: SessionId) {
-        let event = NewEvent {
-            kind: "unconfirmed_takeover",
-            severity: Severity::Medium,
-            source: Source::Session(session),
-            address: None,
-            description: format!(
-                "a session of user {} on server {} was taken over without the word of its appliance",
-                device.user_name, conflict.server_name
-            ),
-            data: serde_json::Value::Null,
-        };
-        self.record(&event).await;
+/// Waits until the appliance of a session that ended has confirmed that it admits it no more.
+async fn await_release(
+    context: &Context,
+    device: &DeviceRecord,
+    conflict: &SessionConflict,
+    server: ServerId,
+    hints: &mut Receiver<Hint>,
+) -> Result<(), Refusal> {
+    // Half of it, so that the whole request is answered before its device stops waiting.
+    let deadline = Instant::now() + context.settings.session_patience / 2;
+    let about = Granted { session: conflict.session, server };
+    while !context.store.session_released(conflict.session).await.map_err(internal)? {
+        if !next_hint(hints, about, deadline).await {
+            // The next request is not held up by it any more.
+            give_up(context, device, conflict).await?;
+            return Err(refusals::takeover_waits(&conflict.server_name, 1));
+        }
     }
+    Ok(())
+}
+
+/// Ends a session without the word of its appliance, which may still admit it.
+async fn give_up(
+    context: &Context,
+    device: &DeviceRecord,
+    conflict: &SessionConflict,
+) -> Result<(), Refusal> {
+    let reason =
+        format!("device '{}' took the connection over while the appliance did not answer", device.name);
+    let ended = context.store.end_unconfirmed(conflict.session, &reason, context.now()).await;
+    if let Some(ended) = ended.map_err(internal)? {
+        context.tell_end(&ended);
+    }
+    Ok(())
 }
 
 /// How long a server's appliance has been gone; `None` while it is connected, to this replica or another.

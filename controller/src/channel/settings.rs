@@ -13,6 +13,8 @@ pub struct ChannelSettings {
     pub messages_per_second: u32,
     /// How long an appliance may take to answer a challenge.
     pub challenge_patience: Duration,
+    /// How often an appliance is looked at again; `None`: as often as the policy says.
+    pub challenge_pace: Option<Duration>,
     /// How long the live incarnation of a server may take to answer when another one comes.
     pub clone_patience: Duration,
     /// How long an appliance may take to take in a session.
@@ -52,6 +54,7 @@ impl Default for ChannelSettings {
             handshakes_at_once: 256,
             messages_per_second: 100,
             challenge_patience: Duration::from_secs(10),
+            challenge_pace: None,
             clone_patience: Duration::from_secs(5),
             session_patience: Duration::from_secs(10),
             takeover_grace: Duration::from_secs(90),

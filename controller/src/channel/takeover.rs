@@ -6,16 +6,16 @@ use horizon_model::{DeviceId, SessionId};
 
 /// The session that is live.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Held {
-    pub(super) session: SessionId,
-    pub(super) device: DeviceId,
+pub(crate) struct Held {
+    pub(crate) session: SessionId,
+    pub(crate) device: DeviceId,
     /// How long the appliance that carries it has been gone; `None` while it is connected.
-    pub(super) appliance_gone: Option<Duration>,
+    pub(crate) appliance_gone: Option<Duration>,
 }
 
 /// What to do first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Takeover {
+pub(crate) enum Takeover {
     /// Nothing stands in the way, or it is the device's own session.
     None,
     /// The user is asked.
@@ -29,7 +29,7 @@ pub(super) enum Takeover {
 }
 
 /// Decides. A session that is not the one the user agreed to end is asked about again.
-pub(super) fn decide(
+pub(crate) fn decide(
     held: Option<Held>,
     device: DeviceId,
     agreed: Option<SessionId>,
@@ -42,6 +42,26 @@ pub(super) fn decide(
         Some(Held { appliance_gone: None, .. }) => Takeover::End,
         Some(Held { appliance_gone: Some(gone), .. }) if gone >= grace => Takeover::EndUnconfirmed,
         Some(Held { appliance_gone: Some(gone), .. }) => Takeover::Wait(grace - gone),
+    }
+}
+
+/// What to do about a session that has ended and that its appliance may still admit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Release {
+    /// The appliance is there: its word is waited for.
+    Await,
+    /// It has been gone long enough: it is done without its word, which is recorded.
+    GiveUp,
+    /// It has not been gone long enough.
+    Wait(Duration),
+}
+
+/// Decides that. `gone` is how long the appliance has been gone; `None` while it is connected.
+pub(crate) fn release(gone: Option<Duration>, grace: Duration) -> Release {
+    match gone {
+        None => Release::Await,
+        Some(gone) if gone >= grace => Release::GiveUp,
+        Some(gone) => Release::Wait(grace - gone),
     }
 }
 

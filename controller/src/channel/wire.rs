@@ -1,17 +1,21 @@
 //! One peer's messages: within their rate, and never waiting for a peer that does not read.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use horizon_channel::{Peer, ReceiveError, Receiver, Sender};
+use horizon_model::PublicKey;
 use horizon_wire::{
-    proto::{self, from_controller, to_controller},
+    proto::{self, KeyUse, from_controller, to_controller},
     refusal::Refusal,
 };
 use jiff::Timestamp;
 use tokio::time::timeout;
 
-use super::refusals;
-use crate::live::Limit;
+use super::{refusals, witness::Checkpoint};
+use crate::{
+    keys::{Held, KeyRing, Keys, Role},
+    live::Limit,
+};
 
 /// How long a refusal may take to reach the peer.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
@@ -47,6 +51,16 @@ pub(super) struct Wire {
     patience: Duration,
     rate: Limit,
     used_until: Option<Timestamp>,
+    /// The keys in use; none before the Welcome.
+    ring: Option<KeyRing>,
+    /// The newest that the peer was shown.
+    shown: Option<Arc<Keys>>,
+    /// Whether it takes newer ones at any time.
+    takes_keysets: bool,
+    /// Counts it among those that hold a KeySet.
+    held: Option<Held>,
+    /// The newest link of the audit trail that it witnessed.
+    pub(super) witnessed: u64,
 }
 
 impl Wire {
@@ -54,7 +68,90 @@ impl Wire {
         const WINDOW: u32 = 2;
         let rate = Limit::new(messages_per_second.saturating_mul(WINDOW), Duration::from_secs(WINDOW.into()));
         let Peer { sender, receiver, connection, .. } = peer;
-        Self { sender, receiver, connection, patience, rate, used_until: None }
+        Self {
+            sender,
+            receiver,
+            connection,
+            patience,
+            rate,
+            used_until: None,
+            ring: None,
+            shown: None,
+            takes_keysets: false,
+            held: None,
+            witnessed: 0,
+        }
+    }
+
+    /// Where the peer is now.
+    pub(super) fn remote(&self) -> std::net::SocketAddr {
+        self.connection.remote_address()
+    }
+
+    /// The peer is shown these KeySets in the Welcome.
+    pub(super) fn shown(&mut self, ring: &KeyRing, keys: Arc<Keys>, takes_newer: bool) {
+        (self.ring, self.shown, self.takes_keysets) = (Some(ring.clone()), Some(keys), takes_newer);
+    }
+
+    /// Counts the peer, which accepted the Welcome and proved who it is, among those that hold a KeySet.
+    pub(super) fn counts_as(&mut self, role: Role) {
+        if let (None, Some(ring), Some(shown)) = (&self.held, &self.ring, &self.shown) {
+            self.held = Some(ring.holds(role, shown.keyset.version));
+        }
+    }
+
+    /// The peer says which KeySet it has kept.
+    pub(super) fn keyset_held(&mut self, version: u64) {
+        let shown = self.shown.as_ref().map_or(0, |shown| shown.keyset.version);
+        if let Some(held) = &mut self.held {
+            held.set(version.min(shown));
+        }
+    }
+
+    /// Shows the peer the newest KeySets, if it was not and takes them. One that does not learns of them when it returns.
+    pub(super) async fn show_keysets(&mut self) -> Result<(), End> {
+        let (Some(ring), Some(shown), true) = (&self.ring, &self.shown, self.takes_keysets) else {
+            return Ok(());
+        };
+        let (keys, known) = (ring.now(), shown.keyset.version);
+        if keys.keyset.version > known {
+            let keysets = keys.chain_from(known).split_off(1);
+            self.send(0, from_controller::Message::Keysets(proto::KeySets { keysets })).await?;
+            self.shown = Some(keys);
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the peer can verify what a key signed. One that is of an older version and holds an older KeySet is asked
+    /// to connect anew.
+    pub(super) async fn vouch(&mut self, usage: KeyUse, key: &PublicKey) -> Result<(), End> {
+        self.show_keysets().await?;
+        let now = Timestamp::now().as_millisecond();
+        if self.shown.as_ref().is_none_or(|s| s.keyset.allows(usage, key, now.max(s.keyset.issued))) {
+            return Ok(());
+        }
+        self.send(0, from_controller::Message::GoElsewhere(proto::GoElsewhere::default())).await?;
+        // It goes by itself; closing at once could overtake what it was just told.
+        let leaves = async { while let Ok(Some(_)) = self.receiver.next().await {} };
+        let _ = timeout(REFUSAL_PATIENCE, leaves).await;
+        Err(End::Gone(
+            "it does not know the key that signs since, and learns it when it connects anew".into(),
+        ))
+    }
+
+    /// A checkpoint of the audit trail for an appliance that was not given it, and can verify it.
+    pub(super) fn checkpoint(&mut self, newest: &Checkpoint) -> Option<proto::Envelope> {
+        let (link, envelope) = newest.after(self.witnessed)?;
+        let (key, shown) = (PublicKey::from_slice(&envelope.key)?, self.shown.as_ref()?);
+        if !shown.keyset.allows(
+            KeyUse::State,
+            &key,
+            Timestamp::now().as_millisecond().max(shown.keyset.issued),
+        ) {
+            return None;
+        }
+        self.witnessed = link;
+        Some(envelope)
     }
 
     /// The next message. Cancel safe.

@@ -5,6 +5,12 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use horizon_crds::{DEFAULT_NAMESPACE, IdentityDigest, KindName, Name, TimeSpan};
 
+use super::admin::AdminCommand;
+use super::security_args::{AnomaliesCommand, BlockArgs, EventsCommand, FlagArgs, NotificationsCommand};
+use super::{
+    device::DeviceCommand,
+    rotate::{HandoverArgs, RotateCommand},
+};
 use crate::{
     config::{Advertised, Settings, defaults},
     export::{Format, Place},
@@ -125,11 +131,11 @@ pub enum Command {
         #[command(flatten)]
         connection: Connection,
     },
-    /// Tell everything about one resource, or one session: what is declared, what is so, and why.
+    /// Tell everything about one resource, one session or one device: what is declared, what is so, and why.
     Describe {
-        /// The kind, its plural or its short name; or `session`.
+        /// The kind, its plural or its short name; or `session`, or `device`.
         kind: Described,
-        /// The name; of a session its id.
+        /// The name; of a session or a device its id.
         name: Name,
         /// The namespace.
         #[arg(short, long, default_value = DEFAULT_NAMESPACE)]
@@ -179,6 +185,29 @@ pub enum Command {
         #[command(flatten)]
         connection: Connection,
     },
+    /// Hand a personal key over to a person: a string to send and a code to tell, each useless without the other.
+    Handover(HandoverArgs),
+    /// The audit trail: who changed what.
+    Audit {
+        /// What to do.
+        #[command(subcommand)]
+        command: AuditCommand,
+    },
+    /// Replace keys now.
+    Rotate {
+        /// What.
+        #[command(subcommand)]
+        command: RotateCommand,
+    },
+    /// Decide about a device: block, allow, suspect, forget or rename it.
+    #[command(
+        after_help = "Example:\n  horizon-controller device block 0198f3… --reason 'in repair until Friday'"
+    )]
+    Device {
+        /// What.
+        #[command(subcommand)]
+        command: DeviceCommand,
+    },
     /// Write out everything that is declared, as documents with the identities of their resources: a backup, or the way to
     /// another kind of source. With the same database and keys, they are the same resources when they are applied again.
     #[command(after_help = EXPORT_EXAMPLES)]
@@ -198,6 +227,48 @@ pub enum Command {
         /// Which controller.
         #[command(flatten)]
         connection: Connection,
+    },
+    /// Block an address or a range: who is connected from there is refused at once, and whoever comes.
+    #[command(
+        after_help = "Examples:\n  horizon-controller block 192.0.2.7 --reason 'tries keys' --for 24h\n  \
+        horizon-controller block 2001:db8::/48 --reason 'hosting range' --severity malicious"
+    )]
+    Block(BlockArgs),
+    /// Lift the block of an address or a range.
+    Unblock {
+        /// The address or the range, as `get blocks` shows it.
+        range: String,
+        /// Which controller.
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Handle security events. To list them: `get events`.
+    Events {
+        /// What to do.
+        #[command(subcommand)]
+        command: EventsCommand,
+    },
+    /// Say of anomalies whether they were any. To list them: `get anomalies`.
+    Anomalies {
+        /// What to do.
+        #[command(subcommand)]
+        command: AnomaliesCommand,
+    },
+    /// Read notifications and note what was done. To list them: `get notifications`.
+    Notifications {
+        /// What to do.
+        #[command(subcommand)]
+        command: NotificationsCommand,
+    },
+    /// Flag a server or a user as suspicious, so that somebody looks. Nothing is refused for it.
+    Flag(FlagArgs),
+    /// Take the flag of a server or a user away.
+    Unflag(FlagArgs),
+    /// Manage the accounts of administrators, who sign in at the REST API.
+    Admin {
+        /// What to do.
+        #[command(subcommand)]
+        command: AdminCommand,
     },
     /// Tell how the controller does.
     Status {
@@ -251,6 +322,36 @@ pub enum ConfigCommand {
     Print(Box<Settings>),
 }
 
+/// The commands about the audit trail.
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Find out whether the audit trail is as it was written: no row edited, deleted or put in, its end not cut off, nothing
+    /// computed anew. Needs the database alone; no controller has to run. The exit status is 1 if something is wrong.
+    #[command(
+        after_help = "What appliances witnessed shows what an intruder with all keys could hide otherwise. On some of them:\n  \
+        horizon-appliance witnesses > witnesses.txt\n\
+        and here:\n  horizon-controller audit verify --config my-org/config.toml --witnesses witnesses.txt"
+    )]
+    Verify(Box<AuditVerifyArgs>),
+}
+
+/// What `audit verify` is told.
+#[derive(Debug, Args)]
+pub struct AuditVerifyArgs {
+    /// A database file of SQLite, such as a copy. Unset: the database of the settings.
+    #[arg(long, value_name = "FILE")]
+    pub database: Option<PathBuf>,
+    /// What appliances witnessed: a file, or a directory of such files.
+    #[arg(long, value_name = "FILE|DIR")]
+    pub witnesses: Vec<PathBuf>,
+    /// The form of the answer.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+    /// The settings.
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
 /// Which controller to talk to.
 #[derive(Debug, Args)]
 pub struct Connection {
@@ -280,6 +381,8 @@ pub enum Described {
     Kind(KindName),
     /// A session.
     Session,
+    /// A device.
+    Device,
 }
 
 impl std::str::FromStr for Described {
@@ -287,9 +390,10 @@ impl std::str::FromStr for Described {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.to_lowercase().as_str() {
             "session" | "sessions" => Ok(Self::Session),
+            "device" | "devices" => Ok(Self::Device),
             other => KindName::parse(other)
                 .map(Self::Kind)
-                .map_err(|error| format!("{error}; besides kinds there is session")),
+                .map_err(|error| format!("{error}; besides kinds there are session and device")),
         }
     }
 }
@@ -309,6 +413,20 @@ pub enum What {
     Events,
     /// The audit trail.
     Audit,
+    /// What detectors found.
+    Anomalies,
+    /// Blocked addresses.
+    Blocks,
+    /// Servers and users that are flagged.
+    Flags,
+    /// Notifications to administrators.
+    Notifications,
+    /// Scheduled tasks.
+    Tasks,
+    /// How the parts of the system do.
+    Services,
+    /// Reports.
+    Reports,
 }
 
 impl std::str::FromStr for What {
@@ -320,6 +438,13 @@ impl std::str::FromStr for What {
             "device" | "devices" => Self::Devices,
             "event" | "events" => Self::Events,
             "audit" => Self::Audit,
+            "anomaly" | "anomalies" => Self::Anomalies,
+            "block" | "blocks" => Self::Blocks,
+            "flag" | "flags" => Self::Flags,
+            "notification" | "notifications" => Self::Notifications,
+            "task" | "tasks" => Self::Tasks,
+            "service" | "services" => Self::Services,
+            "report" | "reports" => Self::Reports,
             other => Self::Kind(KindName::parse(other).map_err(|error| {
                 format!("{error}; besides kinds there are all, sessions, devices, events and audit")
             })?),

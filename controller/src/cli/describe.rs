@@ -12,7 +12,7 @@ use super::{
 };
 use crate::api::{
     client::{Client, escape},
-    model::{Detail, ORIGIN, SessionDetail},
+    model::{Detail, DeviceDetail, ORIGIN, SessionDetail},
 };
 
 /// Fetches and tells.
@@ -41,6 +41,30 @@ pub(super) async fn session(
     write_yaml(out, &detail.session)?;
     let fields = ["age:.minute", "to client:.bytesSent", "from client:.bytesReceived", "rtt us:.rttMicros"];
     Ok(records(out, "Bytes by the minute", &detail.minutes, &fields, now)?)
+}
+
+/// Fetches and tells about a device.
+pub(super) async fn device(
+    client: &Client,
+    id: &str,
+    now: jiff::Timestamp,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    let detail: DeviceDetail = client.get(&format!("/v1/devices/{}", escape(id))).await?;
+    writeln!(out, "Device {id}, {}", if detail.online { "online" } else { "offline" })?;
+    write_yaml(out, &detail.device)?;
+    let sessions = [
+        "age:.startedAt",
+        "server:.server",
+        "status:.status",
+        "address:.clientAddress",
+        "ended because:.reason",
+    ];
+    records(out, "Connections", &detail.sessions, &sessions, now)?;
+    let events = ["age:.time", "severity:.severity", "event:.type", "what:.description"];
+    records(out, "Security events", &detail.events, &events, now)?;
+    let changes = ["age:.time", "who:.actor", "action:.action", "notes:.notes"];
+    Ok(records(out, "Changes", &detail.changes, &changes, now)?)
 }
 
 fn tell(detail: &Detail, now: jiff::Timestamp, out: &mut dyn Write) -> io::Result<()> {
@@ -92,6 +116,17 @@ fn tell(detail: &Detail, now: jiff::Timestamp, out: &mut dyn Write) -> io::Resul
     let beats =
         ["age:.received", "sessions:.activeSessions", "state:.generation", "load:.metrics.loadPercent"];
     records(out, "Heartbeats", &detail.heartbeats, &beats, now)?;
+    let factors = [
+        "age:.firstSeen",
+        "factor:.name",
+        "value:.value",
+        "sure %:.confidence",
+        "now:.current",
+        "approved:.approved",
+    ];
+    records(out, "Identity", &detail.factors, &factors, now)?;
+    let challenges = ["age:.asked", "challenge:.type", "right:.right", "what:.detail"];
+    records(out, "Challenges", &detail.challenges, &challenges, now)?;
     records(
         out,
         "Security events",

@@ -35,6 +35,13 @@ pub(super) async fn get(client: &Client, question: &Question<'_>, out: &mut dyn 
         What::Devices => return records::get(client, &records::DEVICES, question, out).await,
         What::Events => return records::get(client, &records::EVENTS, question, out).await,
         What::Audit => return records::get(client, &records::AUDIT, question, out).await,
+        What::Anomalies => return records::get(client, &records::ANOMALIES, question, out).await,
+        What::Blocks => return records::get(client, &records::BLOCKS, question, out).await,
+        What::Flags => return records::get(client, &records::FLAGS, question, out).await,
+        What::Notifications => return records::get(client, &records::NOTIFICATIONS, question, out).await,
+        What::Tasks => return records::get(client, &records::TASKS, question, out).await,
+        What::Services => return records::get(client, &records::SERVICES, question, out).await,
+        What::Reports => return records::get(client, &records::REPORTS, question, out).await,
     };
     if let Some(name) = question.name {
         let [kind] = kinds else {

@@ -1,12 +1,18 @@
 //! The commands.
 
+mod admin;
 mod args;
+mod audit;
 mod columns;
 mod describe;
+mod device;
 mod diff;
 mod get;
 mod records;
+mod rotate;
 mod run;
+mod security;
+mod security_args;
 mod status;
 mod table;
 mod validate;

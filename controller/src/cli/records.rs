@@ -11,6 +11,8 @@ use crate::api::{client::Client, model::List};
 pub(super) struct Records {
     path: &'static str,
     none: &'static str,
+    /// Whether all of them are fetched, however many.
+    whole: bool,
     columns: &'static [Column],
 }
 
@@ -35,6 +37,7 @@ const fn column(heading: &'static str, path: &'static str, shown: Shown) -> Colu
 pub(super) const SESSIONS: Records = Records {
     path: "sessions",
     none: "There are no sessions.",
+    whole: false,
     columns: &[
         column("id", ".id", Shown::Always),
         column("user", ".user", Shown::Always),
@@ -54,6 +57,7 @@ pub(super) const SESSIONS: Records = Records {
 pub(super) const DEVICES: Records = Records {
     path: "devices",
     none: "No device is enrolled.",
+    whole: false,
     columns: &[
         column("id", ".id", Shown::Always),
         column("user", ".user", Shown::Always),
@@ -63,6 +67,7 @@ pub(super) const DEVICES: Records = Records {
         column("version", ".appVersion", Shown::Wide),
         column("key", ".key", Shown::Wide),
         column("blocked because", ".blockedReason", Shown::Wide),
+        column("suspicious because", ".suspiciousReason", Shown::Wide),
         column("seen", ".lastSeen", Shown::Age),
         column("age", ".enrolledAt", Shown::Age),
     ],
@@ -71,11 +76,15 @@ pub(super) const DEVICES: Records = Records {
 pub(super) const EVENTS: Records = Records {
     path: "events",
     none: "No security event was recorded.",
+    whole: false,
     columns: &[
+        column("id", ".id", Shown::Wide),
         column("age", ".time", Shown::Age),
         column("severity", ".severity", Shown::Always),
         column("event", ".type", Shown::Always),
         column("about", ".component", Shown::Always),
+        column("handled by", ".handledBy", Shown::Wide),
+        column("notes", ".notes", Shown::Wide),
         column("from", ".sourceIp", Shown::Wide),
         column("what", ".description", Shown::Always),
     ],
@@ -84,6 +93,7 @@ pub(super) const EVENTS: Records = Records {
 pub(super) const AUDIT: Records = Records {
     path: "audit",
     none: "Nothing was changed yet.",
+    whole: false,
     columns: &[
         column("age", ".time", Shown::Age),
         column("actor", ".actorType", Shown::Always),
@@ -95,6 +105,116 @@ pub(super) const AUDIT: Records = Records {
     ],
 };
 
+pub(super) const ANOMALIES: Records = Records {
+    path: "anomalies",
+    none: "Nothing out of the ordinary was found.",
+    whole: false,
+    columns: &[
+        column("id", ".id", Shown::Always),
+        column("age", ".time", Shown::Age),
+        column("anomaly", ".type", Shown::Always),
+        column("confidence", ".confidence", Shown::Always),
+        column("about", ".subject", Shown::Always),
+        column("verdict", ".verdict", Shown::Always),
+        column("by", ".addressedBy", Shown::Wide),
+        column("feature", ".feature", Shown::Wide),
+        column("what", ".description", Shown::Always),
+    ],
+};
+
+pub(super) const BLOCKS: Records = Records {
+    path: "blocks",
+    none: "No address is blocked.",
+    whole: false,
+    columns: &[
+        column("range", ".range", Shown::Always),
+        column("severity", ".severity", Shown::Always),
+        column("source", ".source", Shown::Always),
+        column("until", ".until", Shown::Always),
+        column("by", ".by", Shown::Always),
+        column("refused", ".hits", Shown::Always),
+        column("lifted", ".liftedAt", Shown::Always),
+        column("lifted by", ".liftedBy", Shown::Wide),
+        column("age", ".since", Shown::Age),
+        column("reason", ".reason", Shown::Always),
+    ],
+};
+
+pub(super) const FLAGS: Records = Records {
+    path: "flags",
+    none: "Nothing is flagged.",
+    whole: false,
+    columns: &[
+        column("kind", ".subjectType", Shown::Always),
+        column("name", ".subject", Shown::Always),
+        column("by", ".by", Shown::Always),
+        column("age", ".since", Shown::Age),
+        column("cleared", ".clearedAt", Shown::Always),
+        column("cleared by", ".clearedBy", Shown::Wide),
+        column("notes", ".notes", Shown::Wide),
+        column("reason", ".reason", Shown::Always),
+    ],
+};
+
+pub(super) const NOTIFICATIONS: Records = Records {
+    path: "notifications",
+    none: "There are no notifications.",
+    whole: false,
+    columns: &[
+        column("id", ".id", Shown::Always),
+        column("age", ".time", Shown::Age),
+        column("urgency", ".urgency", Shown::Always),
+        column("times", ".occurrences", Shown::Always),
+        column("act", ".actionRequired", Shown::Always),
+        column("read by", ".readBy", Shown::Always),
+        column("done", ".action", Shown::Wide),
+        column("done by", ".actionBy", Shown::Wide),
+        column("subject", ".subject", Shown::Always),
+    ],
+};
+
+pub(super) const TASKS: Records = Records {
+    path: "tasks",
+    none: "No task was written down yet.",
+    whole: true,
+    columns: &[
+        column("name", ".name", Shown::Always),
+        column("type", ".type", Shown::Wide),
+        column("every", ".schedule.every", Shown::Always),
+        column("next", ".nextRun", Shown::Always),
+        column("last", ".lastRun", Shown::Always),
+        column("outcome", ".lastStatus", Shown::Always),
+        column("retries", ".retries", Shown::Always),
+        column("said", ".lastOutput", Shown::Always),
+        column("does", ".description", Shown::Wide),
+    ],
+};
+
+pub(super) const SERVICES: Records = Records {
+    path: "services",
+    none: "Nobody looked at the parts yet.",
+    whole: true,
+    columns: &[
+        column("name", ".name", Shown::Always),
+        column("state", ".state", Shown::Always),
+        column("since", ".since", Shown::Age),
+        column("checked", ".checked", Shown::Age),
+        column("detail", ".detail", Shown::Always),
+    ],
+};
+
+pub(super) const REPORTS: Records = Records {
+    path: "reports",
+    none: "No report was made yet.",
+    whole: false,
+    columns: &[
+        column("id", ".id", Shown::Always),
+        column("name", ".name", Shown::Always),
+        column("age", ".time", Shown::Age),
+        column("content", ".content", Shown::Wide),
+    ],
+};
+
 /// Fetches and shows records. A name shows only those records of which a column is that text.
 pub(super) async fn get(
     client: &Client,
@@ -102,7 +222,8 @@ pub(super) async fn get(
     question: &Question<'_>,
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    let mut list: List<Value> = client.get(&format!("/v1/{}?limit={}", records.path, question.limit)).await?;
+    let limit = if records.whole { String::new() } else { format!("?limit={}", question.limit) };
+    let mut list: List<Value> = client.get(&format!("/v1/{}{limit}", records.path)).await?;
     if let Some(name) = question.name {
         list.items.retain(|item| records.columns.iter().any(|c| columns::find(item, c.path) == name));
     }

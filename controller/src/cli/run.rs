@@ -9,10 +9,12 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use horizon_crds::{TargetKind, Timestamp};
+use horizon_hardening::{Program, harden};
 
 use super::{
-    args::{Cli, Command, ConfigCommand, Connection, Described},
-    describe, diff, get, status, validate,
+    admin,
+    args::{AuditCommand, Cli, Command, ConfigCommand, Connection, Described},
+    audit, describe, device, diff, get, rotate, security, status, validate,
 };
 use crate::{
     api::{
@@ -34,6 +36,10 @@ const WORKERS: usize = 2;
 /// when the arguments were.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if matches!(cli.command, Command::Run(_)) {
+        // What the system does not allow is left as it was; a service manager does the same and more.
+        harden(Program::Controller);
+    }
     let runtime = match &cli.command {
         Command::Run(_) => {
             tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()
@@ -68,7 +74,10 @@ pub async fn execute(cli: Cli, out: &mut dyn Write, err: &mut dyn Write) -> anyh
     let file = cli.config.as_deref();
     let now = jiff::Timestamp::now();
     match cli.command {
-        Command::Init(args) => init::init(&args.directory, &args.advertise, args.with_appliance, out)?,
+        Command::Init(args) => {
+            init::init(&args.directory, &args.advertise, args.with_appliance, out)?;
+            init::first_admin(&args.directory, out).await?;
+        }
         Command::Run(settings) => app::run(Config::load(file, *settings)?).await?,
         Command::Migrate(settings) => {
             writeln!(err, "migrating the database …")?;
@@ -129,6 +138,7 @@ pub async fn execute(cli: Cli, out: &mut dyn Write, err: &mut dyn Write) -> anyh
                     describe::describe(&client, kind, &namespace, &name, now, out).await?
                 }
                 Described::Session => describe::session(&client, &name, now, out).await?,
+                Described::Device => describe::device(&client, &name, now, out).await?,
             }
         }
         Command::Approve { server, digest, reason, namespace, connection } => {
@@ -147,6 +157,18 @@ pub async fn execute(cli: Cli, out: &mut dyn Write, err: &mut dyn Write) -> anyh
                 )?;
             }
         }
+        Command::Handover(args) => {
+            rotate::hand_over(args, |connection| client(file, connection), out, err).await?;
+        }
+        Command::Audit { command: AuditCommand::Verify(args) } => {
+            return audit::verify(file, *args, out).await;
+        }
+        Command::Rotate { command } => {
+            rotate::rotate(command, |connection| client(file, connection), out).await?;
+        }
+        Command::Device { command } => {
+            device::decide(command, |connection| client(file, connection), out).await?;
+        }
         Command::Export { format, output, connection } => {
             export::export(&client(file, connection)?, format, &output, out, err).await?;
         }
@@ -154,6 +176,17 @@ pub async fn execute(cli: Cli, out: &mut dyn Write, err: &mut dyn Write) -> anyh
             let done: Done =
                 client(file, connection)?.post("/v1/prune-confirmations", &serde_json::json!({})).await?;
             writeln!(out, "{}", done.message)?;
+        }
+        Command::Block(args) => security::block(file, args, out).await?,
+        Command::Unblock { range, connection } => security::unblock(file, &range, connection, out).await?,
+        Command::Events { command } => security::events(file, command, out).await?,
+        Command::Anomalies { command } => security::anomalies(file, command, out).await?,
+        Command::Notifications { command } => security::notifications(file, command, out).await?,
+        Command::Flag(args) => security::flag(file, args, false, out).await?,
+        Command::Unflag(args) => security::flag(file, args, true, out).await?,
+        Command::Admin { mut command } => {
+            let client = client(file, command.take_connection())?;
+            admin::admin(&client, command, out, err).await?;
         }
         Command::Status { output, connection } => {
             status::status(&client(file, connection)?, output, now, out).await?;

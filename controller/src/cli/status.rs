@@ -29,6 +29,8 @@ fn tell(status: &Status, now: jiff::Timestamp, out: &mut dyn Write) -> io::Resul
     status.not_ready.iter().try_for_each(|part| write_indented(out, part))?;
     writeln!(out, "Listens on      {}, reached at {}", status.listen, status.advertise.join(", "))?;
     writeln!(out, "Organisation    {}", status.root)?;
+    writeln!(out, "Keys            {}", keys(status))?;
+    status.rotations.iter().try_for_each(|line| write_indented(out, line))?;
     writeln!(
         out,
         "Connected       {}, {}, {}",
@@ -48,6 +50,10 @@ fn tell(status: &Status, now: jiff::Timestamp, out: &mut dyn Write) -> io::Resul
     if let Some(replication) = &status.replication {
         tell_replication(replication, status.revision, out)?;
     }
+    if !status.troubles.is_empty() {
+        writeln!(out, "\nParts that do not do as they should:")?;
+        status.troubles.iter().try_for_each(|line| write_indented(out, line))?;
+    }
     if !status.prune_pending.is_empty() {
         writeln!(out, "\nNot declared any more, and so many at once that they stay until `confirm-prune`:")?;
         status.prune_pending.iter().try_for_each(|line| write_indented(out, line))?;
@@ -57,6 +63,23 @@ fn tell(status: &Status, now: jiff::Timestamp, out: &mut dyn Write) -> io::Resul
         status.problems.iter().try_for_each(|line| write_indented(out, line))?;
     }
     Ok(())
+}
+
+/// Which KeySet is in force, and who holds it.
+fn keys(status: &Status) -> String {
+    let newest = status.keyset;
+    let held = |role: &str| -> String {
+        let of = |newer: bool| -> u64 {
+            let rows =
+                status.keyset_holders.iter().filter(|h| h.role == role && (h.version >= newest) == newer);
+            rows.map(|h| h.peers).sum()
+        };
+        match (of(true), of(false)) {
+            (all, 0) => format!("{}", count(all, role)),
+            (some, older) => format!("{some} of {}", count(some + older, role)),
+        }
+    };
+    format!("KeySet {newest}, held by {} and {}", held("appliance"), held("device"))
 }
 
 fn tell_replication(replication: &Replication, revision: i64, out: &mut dyn Write) -> io::Result<()> {
@@ -101,10 +124,16 @@ fn count(number: u64, what: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::model::ReplicaStatus;
+    use crate::{api::model::ReplicaStatus, store::KeySetHolders};
 
     fn status() -> Status {
         Status {
+            keyset: 3,
+            keyset_holders: vec![
+                KeySetHolders { role: "appliance".into(), version: 2, peers: 1 },
+                KeySetHolders { role: "appliance".into(), version: 3, peers: 4 },
+            ],
+            rotations: vec!["tls key: published, not used yet; scheduled, every year".into()],
             version: "0.1.0".into(),
             started_at: "2026-01-02T00:00:00Z".parse().unwrap(),
             resources_directory: "/o/resources".into(),
@@ -120,6 +149,7 @@ mod tests {
             not_ready: vec![],
             revision: 7,
             database: "answers".into(),
+            troubles: vec![],
             replication: None,
         }
     }
@@ -136,6 +166,8 @@ mod tests {
 Controller 0.1.0, ready, running for 24h
 Listens on      [::]:7440, reached at 192.0.2.1:7440
 Organisation    abc
+Keys            KeySet 3, held by 4 of 5 appliances and 0 devices
+  tls key: published, not used yet; scheduled, every year
 Connected       1 appliance, 2 devices, 3 sessions
 Resources       2 Server, from /o/resources
 Database        answers

@@ -57,6 +57,11 @@ pub fn read_file(path: &Path) -> Result<Settings, FileError> {
         &mut settings.database_url_file,
         &mut settings.migration_url_file,
         &mut settings.redis_url_file,
+        &mut settings.rest_certificate,
+        &mut settings.rest_key,
+        &mut settings.notifications_file,
+        &mut settings.geoip_database,
+        &mut settings.geoip_asn_database,
     ];
     for setting in paths {
         *setting = setting.take().map(|relative| base.join(relative));

@@ -35,6 +35,17 @@ pub struct Timeouts {
     pub takeover_grace: Duration,
 }
 
+/// Where the REST API is served, and with what certificate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RestConfig {
+    /// Where; `None` for nowhere.
+    pub listen: Option<SocketAddr>,
+    /// The file with the certificate and its chain.
+    pub certificate: Option<PathBuf>,
+    /// The file with its private key.
+    pub key: Option<PathBuf>,
+}
+
 /// All that a controller is told when it starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -48,6 +59,10 @@ pub struct Config {
     pub kubeconfig: Option<PathBuf>,
     /// The file with the address of Postgres; `None` for SQLite.
     pub database_url_file: Option<PathBuf>,
+    /// The database of places, as far as one is set.
+    pub geoip_database: Option<PathBuf>,
+    /// The database of autonomous systems, as far as one is set.
+    pub geoip_asn_database: Option<PathBuf>,
     /// The same for migrations, where another user makes them.
     pub migration_url_file: Option<PathBuf>,
     /// The file with the address of Redis.
@@ -68,6 +83,10 @@ pub struct Config {
     pub advertise: Vec<String>,
     /// Where metrics and health are served.
     pub metrics_listen: SocketAddr,
+    /// The REST API.
+    pub rest: RestConfig,
+    /// The file that says how administrators are notified.
+    pub notifications_file: Option<PathBuf>,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// What is logged.
@@ -129,6 +148,8 @@ impl Config {
             kubernetes_namespaces: settings.kubernetes_namespaces.unwrap_or_default(),
             kubeconfig: settings.kubeconfig.map(absolute),
             database_url_file: settings.database_url_file.map(absolute),
+            geoip_database: settings.geoip_database.map(absolute),
+            geoip_asn_database: settings.geoip_asn_database.map(absolute),
             migration_url_file: settings.migration_url_file.map(absolute),
             redis_url_file: settings.redis_url_file.map(absolute),
             keys_secret: settings.keys_secret,
@@ -145,6 +166,12 @@ impl Config {
                 .map(|a| a.with_port(listen.port()))
                 .collect(),
             metrics_listen: settings.metrics_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 7441))),
+            notifications_file: settings.notifications_file.map(absolute),
+            rest: RestConfig {
+                listen: settings.rest_listen,
+                certificate: settings.rest_certificate.map(absolute),
+                key: settings.rest_key.map(absolute),
+            },
             log_format: settings.log_format.unwrap_or_default(),
             log_level: settings.log_level.unwrap_or_else(|| "info".into()),
             prune_limit_percent: settings.prune_limit_percent.unwrap_or(20),
@@ -218,6 +245,14 @@ impl Config {
         } else if !self.kubernetes_namespaces.is_empty() && !kubernetes {
             "kubernetes_namespaces is set, but resources are read from files: set source to \"kubernetes\", or unset \
              kubernetes_namespaces"
+        } else if self.rest.certificate.is_some() != self.rest.key.is_some() {
+            "only one of rest_certificate and rest_key is set: set both, or neither"
+        } else if self.rest.certificate.is_some() && self.rest.listen.is_none() {
+            "rest_certificate is set and nothing would use it: set rest_listen, or unset rest_certificate and rest_key"
+        } else if self.rest.certificate.is_none() && self.rest.listen.is_some_and(|at| !at.ip().is_loopback())
+        {
+            "rest_listen is an address that others can reach, and the REST API has no certificate: set rest_certificate and \
+             rest_key, or set rest_listen to a loopback address such as 127.0.0.1:7443"
         } else if self.replica.is_empty() || self.replica.len() > 253 || !self.replica.chars().all(name_char)
         {
             "the setting replica is no name: write up to 253 letters, digits, '-', '.' and '_'"
@@ -237,6 +272,8 @@ impl Config {
             kubernetes_namespaces: some(&self.kubernetes_namespaces),
             kubeconfig: self.kubeconfig.clone(),
             database_url_file: self.database_url_file.clone(),
+            geoip_database: self.geoip_database.clone(),
+            geoip_asn_database: self.geoip_asn_database.clone(),
             migration_url_file: self.migration_url_file.clone(),
             redis_url_file: self.redis_url_file.clone(),
             keys_secret: self.keys_secret.clone(),
@@ -247,6 +284,10 @@ impl Config {
             listen: Some(self.listen),
             advertise: Some(self.advertise.iter().filter_map(|a| a.parse().ok()).collect()),
             metrics_listen: Some(self.metrics_listen),
+            notifications_file: self.notifications_file.clone(),
+            rest_listen: self.rest.listen,
+            rest_certificate: self.rest.certificate.clone(),
+            rest_key: self.rest.key.clone(),
             log_format: Some(self.log_format),
             log_level: Some(self.log_level.clone()),
             prune_limit_percent: Some(self.prune_limit_percent),
@@ -306,6 +347,11 @@ mod tests {
         let namespaces = Some(vec!["lab".parse().unwrap()]);
         let refusal = refused(Settings { kubernetes_namespaces: namespaces.clone(), ..Settings::default() });
         assert!(refusal.contains("resources are read from files"), "{refusal}");
+        let open =
+            refused(Settings { rest_listen: Some("0.0.0.0:7443".parse().unwrap()), ..Settings::default() });
+        assert!(open.contains("has no certificate"), "{open}");
+        let half = refused(Settings { rest_certificate: file(), ..Settings::default() });
+        assert!(half.contains("set both, or neither"), "{half}");
         let name = refused(Settings { replica: Some("a b".into()), ..Settings::default() });
         assert!(name.contains("no name"), "{name}");
         let production = Settings {

@@ -32,7 +32,8 @@ pub enum SourceKind {
 }
 
 /// Settings that are unset unless somebody sets them; the commented file shows an example of each.
-pub(super) const UNSET: [&str; 8] = [
+pub(super) const UNSET: [&str; 14] = [
+    "notifications_file",
     "advertise",
     "kubernetes_namespaces",
     "kubeconfig",
@@ -41,6 +42,11 @@ pub(super) const UNSET: [&str; 8] = [
     "redis_url_file",
     "keys_secret",
     "replica",
+    "rest_listen",
+    "rest_certificate",
+    "rest_key",
+    "geoip_database",
+    "geoip_asn_database",
 ];
 
 macro_rules! settings {
@@ -126,6 +132,21 @@ settings! {
     advertise: Vec<Advertised> = r#"["horizon.example.org:7440"]"#, "HORIZON_ADVERTISE", value_delimiter = ',';
     /// Where metrics and health are served (HTTP, TCP).
     metrics_listen: SocketAddr = r#""127.0.0.1:7441""#, "HORIZON_METRICS_LISTEN";
+    /// A database of places in MaxMind's format (.mmdb), by which the country and city of an address are known. It is read again
+    /// when it changes. Unset: they are unknown.
+    geoip_database: PathBuf = r#""GeoLite2-City.mmdb""#, "HORIZON_GEOIP_DATABASE";
+    /// The same for the network (autonomous system) that an address belongs to, where that is in a file of its own.
+    geoip_asn_database: PathBuf = r#""GeoLite2-ASN.mmdb""#, "HORIZON_GEOIP_ASN_DATABASE";
+    /// A file that says how administrators are notified: by webhook, by e-mail (docs/notifications.md). Unset: notifications
+    /// are only stored.
+    notifications_file: PathBuf = r#""notifications.toml""#, "HORIZON_NOTIFICATIONS_FILE";
+    /// Where the REST API is served (HTTPS, TCP). Unset: nowhere.
+    rest_listen: SocketAddr = r#""[::]:7443""#, "HORIZON_REST_LISTEN";
+    /// The certificate of the REST API with its chain (PEM); read again when it changes. Unset: the API is served in the
+    /// clear, and only at a loopback address.
+    rest_certificate: PathBuf = r#""tls.crt""#, "HORIZON_REST_CERTIFICATE";
+    /// The private key of that certificate (PEM).
+    rest_key: PathBuf = r#""tls.key""#, "HORIZON_REST_KEY";
     /// How log lines are written: `text` or `json`.
     log_format: LogFormat = r#""text""#, "HORIZON_LOG_FORMAT";
     /// What is logged: a level (`error`, `warn`, `info`, `debug`, `trace`) or directives like `info,horizon_channel=debug`.

@@ -56,7 +56,11 @@ pub(super) async fn ask_leader(
         Standing::Follower { leader } => leader,
         _ => None,
     };
-    let Actor::Admin(account) = actor else { return Err(PutError::NoLeader(leader())) };
+    let account = match actor {
+        Actor::Admin(account) => account,
+        Actor::Account(remote) => &remote.name,
+        _ => return Err(PutError::NoLeader(leader())),
+    };
     let waits = told(store).await?;
     if waits.held.is_empty() {
         return Ok(0);

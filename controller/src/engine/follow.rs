@@ -120,6 +120,11 @@ impl Task {
         }
         self.parts.metrics.servers_touched.inc_by(servers.len() as u64);
         self.tell_servers(servers);
+        // Devices hear of their keys.
+        let keys = scope.statuses.iter().filter(|id| id.kind == KindName::PersonalKey);
+        for key in keys.filter_map(|id| next.by_id(id)) {
+            self.parts.live.publish_here(Hint::StatusDirty(key.uid));
+        }
         if self.term.is_some() {
             self.statuses.mark(scope.statuses.iter().cloned());
         }

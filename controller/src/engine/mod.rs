@@ -5,6 +5,7 @@
 
 mod confirm;
 mod follow;
+mod hints;
 mod reconcile;
 #[cfg(test)]
 mod replica_tests;

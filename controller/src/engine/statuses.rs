@@ -7,7 +7,7 @@ use std::{
 
 use horizon_controller_core::{
     Desired, Index, Stored,
-    status::{BEHIND_DAMPING, Computed, Facts, Presence, Status, StatusInput, status},
+    status::{BEHIND_DAMPING, Computed, Facts, Presence, ServerFacts, Status, StatusInput, status},
 };
 use horizon_crds::{ConditionStatus, ConditionType, PersonalKeyPhase, Resource, ResourceId};
 use horizon_model::{KeyId, NetworkId, ServerId};
@@ -24,9 +24,12 @@ use crate::{
 /// How long changes are gathered before statuses are made.
 const GATHER: Duration = Duration::from_millis(100);
 /// The most statuses made in one go; then other work has its turn.
-const BATCH: usize = 128;
+const BATCH: usize = 512;
 /// When to try again after the store failed.
 const RETRY: Duration = Duration::from_secs(2);
+
+/// What is known of the servers of a batch.
+type Read = HashMap<ServerId, Result<ServerFacts, StoreError>>;
 
 /// What statuses are made of besides the resources in force.
 #[derive(Clone, Copy)]
@@ -162,6 +165,10 @@ impl Statuses {
     ) {
         let index = shared.index();
         let batch: Vec<_> = self.dirty.iter().take(BATCH).cloned().collect();
+        let mut read = match self.read(&parts.store, &index, &batch).await {
+            Ok(read) => read,
+            Err(error) => return self.failed(&error),
+        };
         let mut written = Vec::new();
         let mut shown = Vec::new();
         for id in &batch {
@@ -175,7 +182,7 @@ impl Statuses {
                 show(Shown::Rejected { problems: problems.cloned().unwrap_or_default() });
                 continue;
             };
-            match self.compute(parts, &index, stored, problems, now).await {
+            match self.compute(parts, &index, stored, problems, &mut read, now).await {
                 Ok(computed) => {
                     if let Some(at) = computed.again_at {
                         self.set_timer(id.clone(), at);
@@ -250,51 +257,56 @@ impl Statuses {
         index: &Index,
         stored: &Stored,
         problems: Option<&Vec<horizon_crds::Problem>>,
+        read: &mut Read,
         now: Timestamp,
     ) -> Result<Computed, StoreError> {
-        let facts = self.facts(parts, stored, now).await?;
-        self.recall(&parts.store, stored).await?;
+        let facts = self.facts(parts, stored, read, now).await?;
         let problems: Vec<_> = problems.into_iter().flatten().collect();
         let before = self.written.get(&stored.uid);
         Ok(status(StatusInput { index, stored, facts: &facts, problems: &problems, before, now }))
     }
 
-    /// Reads the status that was written last, if nobody did yet. One that cannot be understood is made anew.
-    async fn recall(&mut self, store: &Store, stored: &Stored) -> Result<(), StoreError> {
-        if self.written.contains_key(&stored.uid) {
-            return Ok(());
+    /// Reads at once what many statuses are made of: what is known of servers, and statuses that were written before this
+    /// replica led. One that cannot be understood is made anew.
+    async fn read(&mut self, store: &Store, index: &Index, batch: &[ResourceId]) -> Result<Read, StoreError> {
+        let stored: Vec<_> = batch.iter().filter_map(|id| index.by_id(id)).collect();
+        let unknown: HashMap<_, _> = stored
+            .iter()
+            .filter(|stored| !self.written.contains_key(&stored.uid))
+            .map(|stored| (stored.uid, *stored))
+            .collect();
+        let uids: Vec<_> = unknown.keys().copied().collect();
+        for (uid, json) in store.statuses_of(&uids).await? {
+            let Some(stored) = unknown.get(&uid) else { continue };
+            let status = match json {
+                Ok(json) => Status::from_json(stored.resource.kind(), json).map_err(|e| e.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            match status {
+                Ok(status) => {
+                    self.written.insert(uid, status);
+                }
+                Err(error) => {
+                    tracing::warn!(resource = %stored.id(), error, "a status cannot be read and is made anew");
+                }
+            }
         }
-        let json = match store.status_of(stored.uid).await {
-            Ok(Some(json)) => json,
-            Ok(None) => return Ok(()),
-            Err(error) if is_of_a_row(&error) => {
-                tracing::warn!(resource = %stored.id(), %error, "a status cannot be read and is made anew");
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
-        match Status::from_json(stored.resource.kind(), json) {
-            Ok(status) => {
-                self.written.insert(stored.uid, status);
-            }
-            Err(error) => {
-                tracing::warn!(resource = %stored.id(), %error, "a status cannot be read and is made anew")
-            }
-        }
-        Ok(())
+        let servers = stored.iter().filter(|stored| matches!(*stored.resource, Resource::Server(_)));
+        store.facts_of_servers(&servers.map(|stored| stored.server_id()).collect::<Vec<_>>()).await
     }
 
     async fn facts(
         &mut self,
         parts: &EngineParts,
         stored: &Stored,
+        read: &mut Read,
         now: Timestamp,
     ) -> Result<Facts, StoreError> {
         let store = &parts.store;
         Ok(match &*stored.resource {
             Resource::Server(_) => {
                 let server = stored.server_id();
-                let mut facts = store.server_facts(server).await?;
+                let mut facts = read.remove(&server).transpose()?.unwrap_or_default();
                 let presence = parts.live.presence(server);
                 facts.presence = presence.map(|p| Presence { connected: p.online, since: p.since });
                 if facts.applied_generation >= facts.state_generation {
@@ -320,6 +332,9 @@ impl Statuses {
             }
             Resource::Approval(_) => Facts::Approval(store.decision_facts(stored.uid).await?),
             Resource::Revocation(_) => Facts::Revocation(store.decision_facts(stored.uid).await?),
+            Resource::RotationPolicy(_) => Facts::RotationPolicy(store.policy_facts(stored.uid).await?),
+            Resource::KeyRotation(_) => Facts::KeyRotation(store.run_facts(stored.uid).await?),
+            Resource::DeviceDecision(_) => Facts::DeviceDecision(store.decision_facts(stored.uid).await?),
         })
     }
 }

@@ -10,11 +10,13 @@ use horizon_controller_core::{Counted, Desired, PruneHeld, Stored, declared_by, 
 use horizon_crds::{Problem, Resource, ResourceId};
 use tokio::{
     sync::{broadcast, mpsc, oneshot},
+    task::JoinSet,
     time::{Instant, MissedTickBehavior, interval_at},
 };
 
 use super::{
     EngineOptions, EngineParts, PutError, Report, Shared, Told,
+    hints::{self, Became, Heard, Inbox},
     report::ByResource,
     statuses::{self, Statuses},
 };
@@ -101,8 +103,12 @@ impl Task {
     pub(super) async fn run(
         mut self,
         mut commands: mpsc::Receiver<Command>,
-        mut hints: broadcast::Receiver<Hint>,
+        hints: broadcast::Receiver<Hint>,
     ) {
+        let inbox = Arc::new(Inbox::default());
+        // It ends with this task.
+        let mut listener = JoinSet::new();
+        listener.spawn(hints::listen(hints, inbox.clone()));
         let mut stop = self.parts.stop.clone();
         let mut standing = self.parts.leadership.subscribe();
         let now = standing.borrow_and_update().clone();
@@ -125,7 +131,7 @@ impl Task {
                     self.serve_replicas().await;
                 }
                 changes = next_changes(&mut self.source) => self.changes(changes).await,
-                hint = hints.recv() => self.hint(&hint).await,
+                heard = inbox.next() => self.heard(heard).await,
                 () = tokio::time::sleep_until(wake) => self.due().await,
             }
         }
@@ -218,6 +224,7 @@ impl Task {
         if self.parts.statuses.is_some() {
             // An object that means the same as before may be a later version, which its status is to say.
             self.statuses.mark(touched.iter().cloned());
+            self.statuses.mark(declared_by(&self.shared.index(), &changes.overwritten));
         }
         self.reconcile(touched).await;
         self.first_pass_is_over();
@@ -234,34 +241,29 @@ impl Task {
         self.statuses.mark_all(&self.shared.index());
     }
 
-    async fn hint(&mut self, hint: &Result<Hint, broadcast::error::RecvError>) {
-        let everything = matches!(hint, Ok(Hint::Everything) | Err(broadcast::error::RecvError::Lagged(_)));
-        match hint {
-            Ok(Hint::ResourcesChanged(revision)) => {
-                self.hinted = self.hinted.max(*revision);
-                self.parts.metrics.index_behind.set(self.hinted.0 - self.shared.current().0);
-            }
-            _ if everything => {}
-            // The rest is about statuses.
-            _ if self.term.is_none() => return,
-            _ => {}
+    async fn heard(&mut self, heard: Heard) {
+        if let Some(revision) = heard.revision {
+            self.hinted = self.hinted.max(revision);
+            self.parts.metrics.index_behind.set(self.hinted.0 - self.shared.current().0);
         }
-        if everything || self.hinted > self.shared.current() {
+        if heard.everything || self.hinted > self.shared.current() {
             self.follow().await;
         }
+        // The rest is about statuses.
         if self.term.is_none() {
             return;
         }
         let index = self.shared.index();
         let id = |uid| index.by_uid(uid).map(|stored| stored.id());
-        match hint {
-            Ok(Hint::StatusDirty(uid)) => self.statuses.mark(id(*uid)),
-            Ok(Hint::PresenceChanged { server }) => self.statuses.mark(id(server.0)),
-            Ok(Hint::ServerChanged(server)) => self.statuses.watch_server(*server, id(server.0)),
-            Ok(Hint::StateApplied { server, .. }) => self.statuses.server_applied(*server, id(server.0)),
-            _ if everything => self.statuses.mark_all(&index),
-            // The live layer is kept alive by this task, so its channel does not close before.
-            _ => {}
+        for (server, became) in heard.servers {
+            match became {
+                Became::Behind => self.statuses.watch_server(server, id(server.0)),
+                Became::Applied => self.statuses.server_applied(server, id(server.0)),
+            }
+        }
+        self.statuses.mark(heard.dirty.into_iter().filter_map(id));
+        if heard.everything {
+            self.statuses.mark_all(&index);
         }
     }
 

@@ -1,8 +1,10 @@
 //! Making the folder of a new organisation.
 
+mod admin;
 mod detect;
 mod starter;
 
+pub use admin::first_admin;
 pub use detect::host_addresses;
 
 use std::{
@@ -17,6 +19,7 @@ use thiserror::Error;
 use crate::{
     config::Advertised,
     keys::{Keys, KeysError},
+    store::AdminError,
 };
 
 /// The port that is advertised unless another is named; the one controllers listen at.
@@ -39,6 +42,9 @@ pub enum InitError {
     /// The keys could not be made.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// The first account could not be made.
+    #[error("the first administrator could not be made: {0}")]
+    Admin(#[from] AdminError),
     /// Nobody reads what is said.
     #[error("cannot write the answer: {0}")]
     Output(#[source] io::Error),

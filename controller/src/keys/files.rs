@@ -48,6 +48,14 @@ pub(super) fn write(path: &Path, content: &[u8]) -> Result<(), KeysError> {
     written().map_err(failed(path))
 }
 
+/// Removes a file, if it is there.
+pub(super) fn remove(path: &Path) -> Result<(), KeysError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(path)(e)),
+        _ => Ok(()),
+    }
+}
+
 /// A key as a line of text.
 pub(super) fn encode(key: &Secret) -> Zeroizing<Vec<u8>> {
     let mut text = Zeroizing::new(BASE32_NOPAD.encode(key.expose()));
@@ -94,6 +102,15 @@ pub(super) fn decode(found: &KeyFiles, place: &Path, name: &str) -> Result<Secre
     decoded.and_then(|key| Secret::from_slice(&key)).ok_or(KeysError::Damaged(path))
 }
 
+/// Whether a file is of the form `class-N.key`.
+pub(super) fn is_of(file: &str, class: &str) -> bool {
+    number(file, class).is_some()
+}
+
+fn number(file: &str, class: &str) -> Option<u64> {
+    file.strip_prefix(class)?.strip_prefix('-')?.strip_suffix(SUFFIX)?.strip_suffix('.')?.parse().ok()
+}
+
 /// The first of the files `name-*.key`, the highest number first, whose public key is wanted.
 pub(super) fn find_key(
     found: &KeyFiles,
@@ -101,10 +118,7 @@ pub(super) fn find_key(
     name: &str,
     wanted: &dyn Fn(&PublicKey) -> bool,
 ) -> Result<Option<SigningKey>, KeysError> {
-    let number = |file: &String| -> Option<u64> {
-        file.strip_prefix(name)?.strip_prefix('-')?.strip_suffix(SUFFIX)?.strip_suffix('.')?.parse().ok()
-    };
-    let mut versions: Vec<u64> = found.keys().filter_map(number).collect();
+    let mut versions: Vec<u64> = found.keys().filter_map(|file| number(file, name)).collect();
     versions.sort_unstable_by(|a, b| b.cmp(a));
     for version in versions {
         let key = SigningKey::from_seed(decode(found, place, &format!("{name}-{version}.{SUFFIX}"))?);

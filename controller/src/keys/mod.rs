@@ -4,27 +4,41 @@
 //! `envelope.key` opens what is sealed in the database. `root-N.key`, `tls-N.key`, `state-N.key` and `ticket-N.key` are
 //! Ed25519 seeds, N being the version of the KeySet that brought them in. `keysets.bin` is the chain of signed KeySets, each
 //! as a frame of the control protocol: a rotation appends one. Every private key is a line of base32.
+//!
+//! A rotation is decided in the database ([`rotate`]): each step is a row with the new KeySet and its private key, sealed. Every
+//! replica takes it from there and writes it where its keys lie ([`Home`]), so that a crash between any two steps leaves
+//! nothing but a replica that is behind, and catches up.
 
 mod files;
+mod home;
+mod ring;
+mod rotate;
+mod secrets;
 
 use std::{
     collections::BTreeMap,
-    io,
+    fmt, io,
     path::{Path, PathBuf},
 };
 
+use aws_lc_rs::hmac;
 use horizon_model::{PublicKey, RootId, Secret};
 use horizon_wire::{
-    frame,
+    Message, frame,
     key::{self, SigningKey},
-    keyset::{self, Anchor, KeySet, KeySetError, KeySetKey},
-    proto::{KeyUse, SignedKeySet},
+    keyset::{self, Anchor, KeySet, KeySetError, KeySetKey, MAX_CHAIN},
+    proto::{KeyPhase, KeyUse, SignedKeySet},
+    rotation,
 };
 use jiff::{SignedDuration, Timestamp};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use crate::store::EnvelopeKey;
+pub use home::Home;
+pub use ring::{Held, KeyRing, Role};
+pub use rotate::{RotateError, Rotator, follow};
+
+use crate::store::{EnvelopeKey, StoredKeySet};
 
 /// How long the keys of a KeySet are valid.
 const VALIDITY: SignedDuration = SignedDuration::from_hours(10 * 365 * 24);
@@ -66,6 +80,19 @@ pub enum KeysError {
     /// The chain of KeySets does not hold.
     #[error("the chain of KeySets does not hold: {0}; restore it from a backup")]
     Chain(#[from] KeySetError),
+    /// The database has KeySets that do not follow those that are here.
+    #[error(
+        "the database has KeySet {found}, which does not follow KeySet {held}: restore the newest backup of the keys"
+    )]
+    NotNext {
+        /// The newest that is here.
+        held: u64,
+        /// What was found.
+        found: u64,
+    },
+    /// They are in a Secret that cannot be written.
+    #[error(transparent)]
+    Secret(#[from] crate::kubernetes::KeysSecretError),
     /// A private key of the newest KeySet is not there.
     #[error("no file {use_name}-*.key in {path} is the key of KeySet {version}: restore it from a backup")]
     NoKey {
@@ -79,7 +106,7 @@ pub enum KeysError {
 }
 
 /// The organisation's keys, loaded.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Keys {
     /// Opens what is sealed in the database.
     pub envelope: EnvelopeKey,
@@ -95,10 +122,20 @@ pub struct Keys {
     pub keyset: KeySet,
     /// All KeySets, from version 1.
     pub chain: Vec<SignedKeySet>,
+    /// Every key that ever signed states.
+    ever_state: Vec<PublicKey>,
+    /// The files that they were read from.
+    files: KeyFiles,
 }
 
 /// The files that hold an organisation's keys, by name: those of a directory, or of a Kubernetes Secret.
 pub type KeyFiles = BTreeMap<String, Zeroizing<Vec<u8>>>;
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keys").field("keyset", &self.keyset).finish_non_exhaustive()
+    }
+}
 
 impl Keys {
     /// The keys of a new organisation, as files that are nowhere yet.
@@ -114,11 +151,23 @@ impl Keys {
             add(&numbered(name, 1), key.seed());
             let not_before = (now - LENIENCE).as_millisecond();
             let not_after = (now + VALIDITY).as_millisecond();
-            keys.push(KeySetKey { usage, key: key.public(), not_before, not_after });
+            keys.push(KeySetKey {
+                usage,
+                key: key.public(),
+                not_before,
+                not_after,
+                phase: KeyPhase::Current,
+            });
         }
-        let keyset = KeySet { version: 1, root: root.public(), keys, issued: now.as_millisecond() };
+        let keyset = KeySet {
+            version: 1,
+            root: root.public(),
+            keys,
+            issued: now.as_millisecond(),
+            revoked: Vec::new(),
+        };
         let signed = keyset.sign(&root, None);
-        made.insert(CHAIN.to_owned(), Zeroizing::new(frame::encode(&signed).to_vec()));
+        made.insert(CHAIN.to_owned(), encode_chain([&signed]));
         made
     }
 
@@ -175,7 +224,12 @@ impl Keys {
                 version: keyset.version,
             })
         };
-        let of = |usage: KeyUse, name| find(name, &|key| keyset.allows(usage, key, now.as_millisecond()));
+        // The clock may be slow: a KeySet is valid when it was issued.
+        let now = now.as_millisecond().max(keyset.issued);
+        let used = |usage: KeyUse, key: &PublicKey| {
+            keyset.current(usage) == Some(*key) && keyset.allows(usage, key, now)
+        };
+        let of = |usage: KeyUse, name| find(name, &|key| used(usage, key));
         Ok(Self {
             envelope: EnvelopeKey(files::decode(found, place, &format!("{ENVELOPE}.{SUFFIX}"))?),
             root: find(ROOT, &|key| *key == keyset.root)?,
@@ -183,8 +237,58 @@ impl Keys {
             state: of(KeyUse::State, "state")?,
             ticket: of(KeyUse::Ticket, "ticket")?,
             keyset,
+            ever_state: state_keys(&chain),
             chain,
+            files: found.clone(),
         })
+    }
+
+    /// These keys with the KeySets that follow, as the database has them. What no KeySet needs any more is left out.
+    ///
+    /// # Errors
+    /// When they do not follow, or a private key that is needed did not come with them.
+    pub fn advanced(&self, rows: &[StoredKeySet], now: Timestamp) -> Result<Self, KeysError> {
+        let mut chain = self.chain.clone();
+        let mut files = self.files.clone();
+        for row in rows {
+            let held = u64::try_from(chain.len()).unwrap_or(u64::MAX);
+            if row.version != held + 1 {
+                return Err(KeysError::NotNext { held, found: row.version });
+            }
+            chain.push(SignedKeySet::decode(&row.signed[..]).map_err(|_| KeySetError::Malformed)?);
+            if let Some((name, key)) = &row.key {
+                files.insert(format!("{name}.{SUFFIX}"), files::encode(key));
+            }
+        }
+        let keyset = keyset::walk(&Anchor::KeySet(self.keyset.clone()), &chain)?;
+        let needed = rotation::needed(&keyset);
+        let place = Path::new("the database");
+        let over: Vec<String> = files
+            .keys()
+            .filter(|name| [ROOT, "tls", "state", "ticket"].iter().any(|class| files::is_of(name, class)))
+            .filter(|name| {
+                let key = files::decode(&files, place, name).map(|seed| SigningKey::from_seed(seed).public());
+                key.is_ok_and(|key| !needed.contains(&key))
+            })
+            .cloned()
+            .collect();
+        for name in over {
+            files.remove(&name);
+        }
+        files.insert(CHAIN.to_owned(), encode_chain(&chain));
+        Self::read(&files, place, now)
+    }
+
+    /// The encoded KeySets, from version 1.
+    pub fn encoded_chain(&self) -> Vec<Vec<u8>> {
+        self.chain.iter().map(Message::encode_to_vec).collect()
+    }
+
+    /// What replicas derive for packets: every replica has the same, and no rotation of KeySets changes it.
+    pub fn common(&self) -> Secret {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, self.envelope.0.expose());
+        let derived = hmac::sign(&key, b"horizon control packets v1");
+        Secret::from_slice(derived.as_ref()).expect("an HMAC-SHA256 tag has 32 bytes")
     }
 
     /// What tokens and personal keys pin.
@@ -192,11 +296,41 @@ impl Keys {
         key::root_id(&self.keyset.root)
     }
 
-    /// The KeySets that a peer needs that holds version `held`; 0 for none. The one it holds is the first of them.
-    pub fn chain_from(&self, held: u64) -> Vec<SignedKeySet> {
-        let skip = usize::try_from(held.saturating_sub(1)).unwrap_or(usize::MAX);
-        self.chain.get(skip..).filter(|rest| !rest.is_empty()).unwrap_or(&self.chain).to_vec()
+    /// Whether a key signs states, or ever did.
+    pub fn signed_states(&self, key: &PublicKey) -> bool {
+        self.ever_state.contains(key)
     }
+
+    /// The KeySets that a peer needs that holds version `held`; 0 for none. The one it holds is the first of them. Of more than
+    /// [`MAX_CHAIN`] these are the first for a peer that holds one, which asks again with what it has then, and the newest for a
+    /// peer that knows a root alone.
+    pub fn chain_from(&self, held: u64) -> Vec<SignedKeySet> {
+        let skip = match held {
+            0 => self.chain.len().saturating_sub(MAX_CHAIN),
+            held => usize::try_from(held - 1).unwrap_or(usize::MAX),
+        };
+        let rest = self.chain.get(skip..).filter(|rest| !rest.is_empty());
+        // Whoever holds a newer one than this controller sees that it fell back.
+        let rest = rest.unwrap_or(&self.chain[self.chain.len().saturating_sub(1)..]);
+        rest[..rest.len().min(MAX_CHAIN)].to_vec()
+    }
+}
+
+/// The keys for states that a chain lists, which was walked before.
+fn state_keys(chain: &[SignedKeySet]) -> Vec<PublicKey> {
+    let mut keys: Vec<PublicKey> = Vec::new();
+    for set in chain.iter().filter_map(|signed| keyset::read(signed).ok()) {
+        for key in set.keys.iter().filter(|key| key.usage == KeyUse::State) {
+            if !keys.contains(&key.key) {
+                keys.push(key.key);
+            }
+        }
+    }
+    keys
+}
+
+fn encode_chain<'a>(chain: impl IntoIterator<Item = &'a SignedKeySet>) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new(chain.into_iter().flat_map(|signed| frame::encode(signed).to_vec()).collect())
 }
 
 fn numbered(name: &str, version: u64) -> String {

@@ -49,6 +49,11 @@ impl Events {
         Self { sender, own: Arc::new(own), metrics: cluster.metrics.clone() }
     }
 
+    /// Whether every kind of object is synced with the API server.
+    pub fn synced(&self) -> bool {
+        self.metrics.synced.get() == 1
+    }
+
     /// Publishes something about an object.
     pub(super) fn publish(&self, key: &Key, uid: Uuid, notice: Notice) {
         let object = ObjectReference {

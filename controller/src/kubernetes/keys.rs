@@ -89,6 +89,44 @@ pub async fn keys_secret(
     }
 }
 
+/// Changes the files in the Secret, when `change` gives others than it is shown. Nobody else's change is lost: it is shown
+/// again what it would overwrite.
+///
+/// # Errors
+/// When the Secret can be neither read nor written, or is gone.
+pub async fn replace_keys_secret(
+    cluster: &Cluster,
+    name: &SecretName,
+    change: impl Fn(&KeyFiles) -> Option<KeyFiles>,
+) -> Result<(), KeysSecretError> {
+    let api: Api<Secret> = Api::namespaced(cluster.client.clone(), name.namespace.as_str());
+    let failed = |verb, error: Option<&kube::Error>| KeysSecretError::Api {
+        secret: name.clone(),
+        verb,
+        why: error.map_or_else(|| "no answer in time".to_owned(), words),
+    };
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+    for _ in 0..ATTEMPTS {
+        let found = match timeout(REQUEST_TIMEOUT, api.get(name.name.as_str())).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => return Err(failed("read", Some(&error))),
+            Err(_) => return Err(failed("read", None)),
+        };
+        let known = files(found.clone()).ok_or_else(|| KeysSecretError::Empty(name.clone()))?;
+        let Some(wanted) = change(&known) else { return Ok(()) };
+        // The version of what was read goes along: the API server refuses to overwrite what came since.
+        let secret = Secret { data: secret(name, wanted.iter()).data, ..found };
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+        match timeout(REQUEST_TIMEOUT, api.replace(name.name.as_str(), &params, &secret)).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(error)) if Failure::of(&error) == Failure::Conflict => sleep(backoff.wait()).await,
+            Ok(Err(error)) => return Err(failed("written", Some(&error))),
+            Err(_) => return Err(failed("written", None)),
+        }
+    }
+    Err(failed("written", None))
+}
+
 fn secret<'a>(name: &SecretName, made: impl Iterator<Item = (&'a String, &'a Zeroizing<Vec<u8>>)>) -> Secret {
     Secret {
         metadata: ObjectMeta {

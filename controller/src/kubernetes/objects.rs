@@ -4,13 +4,20 @@ use std::{
     collections::{HashMap, HashSet},
     hash::{DefaultHasher, Hash, Hasher as _},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use horizon_crds::{ConditionStatus, KindName, ResourceId};
 use jiff::Timestamp;
 use serde_json::Value;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 use uuid::Uuid;
+
+/// How long a status may differ from what was written before that counts as somebody else's doing: the answer to a write of
+/// our own may come after the watch told of it.
+const SETTLE: Duration = Duration::from_secs(1);
+/// The longest that a status stays as somebody else wrote it: who goes on to write it has to be found by people.
+const LONGEST: Duration = Duration::from_secs(600);
 
 /// Which object, by its kind, namespace and name as the API server has them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,6 +50,11 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// Whether somebody else wrote the status since this controller did.
+    fn is_overwritten(&self) -> bool {
+        self.wrote.is_some_and(|(_, became)| became != self.status)
+    }
+
     /// Whether the object shows this status already.
     pub(super) fn shows(&self, status: u64) -> bool {
         self.status == status || self.wrote == Some((status, self.status))
@@ -56,7 +68,26 @@ pub struct Objects(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     entries: Mutex<HashMap<Key, Entry>>,
+    overwritten: Mutex<HashMap<Key, Overwritten>>,
     changed: Notify,
+}
+
+/// What is remembered of an object whose status somebody else wrote.
+#[derive(Clone, Copy, Debug)]
+struct Overwritten {
+    /// When the status is to be written again; `None` once that was asked for.
+    due: Option<Instant>,
+    /// How often it was asked for lately.
+    times: u32,
+    /// When it was asked for last.
+    last: Instant,
+}
+
+impl Overwritten {
+    /// How long the status stays as it is this time.
+    fn wait(self) -> Duration {
+        SETTLE.saturating_mul(2_u32.saturating_pow(self.times.min(10))).min(LONGEST)
+    }
 }
 
 impl Objects {
@@ -91,10 +122,53 @@ impl Objects {
                 entry.status = old.status;
             }
         }
+        if entry.is_overwritten() {
+            self.note_overwritten(&key, Instant::now());
+        }
         let old = entries.insert(key, entry);
         drop(entries);
         self.0.changed.notify_waiters();
         old
+    }
+
+    fn overwritten(&self) -> MutexGuard<'_, HashMap<Key, Overwritten>> {
+        self.0.overwritten.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A status is not as it was written: it is looked at again, the later the more often that happened.
+    fn note_overwritten(&self, key: &Key, now: Instant) {
+        let mut all = self.overwritten();
+        let known = all.entry(key.clone()).or_insert(Overwritten { due: None, times: 0, last: now });
+        if known.due.is_none() {
+            known.due = Some(now + known.wait());
+        }
+    }
+
+    /// The objects whose status somebody else wrote, and which it is time to write again.
+    pub(super) fn to_write_again(&self, now: Instant) -> Vec<(Key, Uuid)> {
+        let entries = self.entries();
+        let mut due = Vec::new();
+        self.overwritten().retain(|key, known| {
+            let Some(entry) = entries.get(key) else { return false };
+            if known.due.is_some_and(|due| due <= now) {
+                known.due = None;
+                if entry.is_overwritten() {
+                    (known.times, known.last) = (known.times.saturating_add(1), now);
+                    due.push((key.clone(), entry.uid));
+                }
+            }
+            // Who was quiet for long enough begins anew.
+            known.due.is_some() || (known.times > 0 && now.duration_since(known.last) < 2 * LONGEST)
+        });
+        due
+    }
+
+    /// Notes that the object shows this status already, whoever wrote it.
+    pub(super) fn confirmed(&self, key: &Key, uid: Uuid, wish: u64) {
+        if let Some(entry) = self.entries().get_mut(key).filter(|entry| entry.uid == uid && entry.shows(wish))
+        {
+            entry.wrote = Some((wish, entry.status));
+        }
     }
 
     /// Notes that an object is gone, unless another has its name by now. Returns it.
@@ -130,6 +204,7 @@ impl Objects {
 
     pub(super) fn clear(&self) {
         self.entries().clear();
+        self.overwritten().clear();
     }
 
     /// Ends when some object changed after this was called.
@@ -158,6 +233,46 @@ pub(super) fn hash(what: &(impl Hash + ?Sized)) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_somebody_else_wrote_is_written_again_ever_more_slowly() {
+        let objects = Objects::default();
+        let key = Key { kind: KindName::Server, namespace: "default".into(), name: "a".into() };
+        let entry = |version: u32, status| Entry {
+            uid: Uuid::nil(),
+            generation: 1,
+            version: version.to_string().into(),
+            content: 0,
+            status,
+            accepted: None,
+            wrote: None,
+        };
+        let mut now = Instant::now();
+        objects.saw(key.clone(), entry(1, 5), true);
+        assert_eq!(objects.to_write_again(now + LONGEST), [], "nothing was written yet");
+        // The watch tells of a write of our own before its answer comes.
+        objects.wrote(&key, Uuid::nil(), "2", 7, 7);
+        objects.saw(key.clone(), entry(3, 8), false);
+        objects.wrote(&key, Uuid::nil(), "3", 8, 8);
+        assert_eq!(objects.to_write_again(now + LONGEST), []);
+        // Somebody else goes on and on to write it.
+        let mut waits = Vec::new();
+        for round in 2..15 {
+            objects.note_overwritten(&key, now);
+            objects.saw(key.clone(), entry(2 * round, 9), false);
+            let mut waited = 0;
+            while objects.to_write_again(now).is_empty() {
+                now += Duration::from_secs(1);
+                waited += 1;
+            }
+            waits.push(waited);
+            objects.wrote(&key, Uuid::nil(), &(2 * round + 1).to_string(), 8, 8);
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600, 600]);
+        // Quiet for long enough, it is forgotten.
+        assert_eq!(objects.to_write_again(now + 3 * LONGEST), []);
+        assert!(objects.overwritten().is_empty());
+    }
 
     #[test]
     fn an_answer_does_not_undo_what_the_watch_told_of_later() {

@@ -104,6 +104,9 @@ mod tests {
             source_ip: None,
             description: String::new(),
             data: serde_json::Value::Null,
+            handled_at: None,
+            handled_by: None,
+            notes: None,
         }
     }
 

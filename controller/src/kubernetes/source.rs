@@ -1,6 +1,11 @@
 //! The objects of every kind as one source of the desired state.
 
-use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::Arc,
+    time::Duration,
+};
 
 use horizon_controller_core::File;
 use horizon_crds::{KindName, Name, Problem};
@@ -13,6 +18,7 @@ use tokio::{
 use super::{
     Cluster, Objects, Stamps,
     author::LOOK,
+    convert::path,
     watch::{Note, Watch},
 };
 use crate::{
@@ -26,6 +32,8 @@ const QUIET: Duration = Duration::from_millis(5);
 const LONGEST_BURST: Duration = Duration::from_millis(100);
 /// How long the first whole listing is waited for. What is known of a part would make references look broken.
 const FIRST_PATIENCE: Duration = Duration::from_secs(10);
+/// How often statuses are looked at that somebody else wrote.
+const OVERWRITTEN_LOOK: Duration = Duration::from_millis(500);
 /// The most notes of objects that wait; watches wait then.
 const MAX_NOTES: usize = 1024;
 /// The most changes that wait for the reader.
@@ -109,7 +117,20 @@ async fn follow(source: Source, changes: mpsc::Sender<Changes>) {
         let shared = (source.objects.clone(), source.stamps.clone());
         tasks.spawn(Watch::new(&source.cluster, list, shared, (number, notes.clone())).run());
     }
-    drop(notes);
+    let objects = source.objects.clone();
+    tasks.spawn(async move {
+        loop {
+            tokio::time::sleep(OVERWRITTEN_LOOK).await;
+            for (key, uid) in objects.to_write_again(Instant::now()) {
+                tracing::warn!(kind = %key.kind, namespace = %key.namespace, name = %key.name,
+                    "somebody else wrote a status: it is written again");
+                // It belongs to no list in particular.
+                if notes.send((0, Note::Overwritten(path(&key, uid)))).await.is_err() {
+                    return;
+                }
+            }
+        }
+    });
     tasks.spawn(async move {
         loop {
             tokio::time::sleep(LOOK).await;
@@ -122,6 +143,7 @@ async fn follow(source: Source, changes: mpsc::Sender<Changes>) {
 /// Gathers what the watches tell and hands it on in batches.
 struct Gathering {
     waiting: BTreeMap<Arc<str>, Option<File>>,
+    overwritten: BTreeSet<Arc<str>>,
     lists: Vec<Standing>,
     metrics: super::KubernetesMetrics,
     began: Instant,
@@ -145,6 +167,7 @@ impl Gathering {
     fn new(lists: usize, metrics: super::KubernetesMetrics) -> Self {
         Self {
             waiting: BTreeMap::new(),
+            overwritten: BTreeSet::new(),
             lists: vec![Standing::default(); lists],
             metrics,
             began: Instant::now(),
@@ -190,7 +213,7 @@ impl Gathering {
     }
 
     fn has_news(&self) -> bool {
-        !self.started || self.news || !self.waiting.is_empty()
+        !self.started || self.news || !self.waiting.is_empty() || !self.overwritten.is_empty()
     }
 
     fn take(&mut self, list: usize, note: Note) {
@@ -201,6 +224,9 @@ impl Gathering {
             }
             Note::Gone(path) => {
                 self.waiting.insert(path, None);
+            }
+            Note::Overwritten(path) => {
+                self.overwritten.insert(path);
             }
             Note::Synced => {
                 self.news |= !standing.synced || standing.lost || standing.problem.is_some();
@@ -235,6 +261,7 @@ impl Gathering {
         self.started = true;
         self.news = false;
         let files = std::mem::take(&mut self.waiting).into_iter().collect();
-        Changes { files, complete, problems, full }
+        let overwritten = std::mem::take(&mut self.overwritten);
+        Changes { files, overwritten, complete, problems, full }
     }
 }

@@ -159,6 +159,7 @@ impl Statuses {
         let shown =
             || self.0.objects.get(&key).is_some_and(|entry| entry.uid == object.uid && entry.shows(wish));
         if self.0.queue.withdraw(&key, shown) {
+            self.0.objects.confirmed(&key, object.uid, wish);
             return;
         }
         let waiting = Waiting { object, status, wish, attempts: 0 };

@@ -50,6 +50,8 @@ pub(super) enum Note {
     Put(Arc<str>, Box<File>),
     /// An object is gone.
     Gone(Arc<str>),
+    /// The status of an object is to be shown again.
+    Overwritten(Arc<str>),
     /// Everything of this list is known.
     Synced,
     /// The list cannot be followed now. With `lost`, what is known of it is not all there is.

@@ -62,6 +62,10 @@ pub enum Hint {
         /// Whether the appliance proved it.
         proved: bool,
     },
+    /// There is a newer KeySet, or a rotation of one is to begin.
+    KeysetsChanged,
+    /// Other addresses are blocked than before.
+    BlocksChanged,
     /// Hints were lost on the way from other replicas: everything may have changed. To be treated as
     /// [`tokio::sync::broadcast::error::RecvError::Lagged`].
     Everything,

@@ -17,9 +17,19 @@ impl Limit {
         Self { count: count.max(1), window: window.max(Duration::from_millis(1)) }
     }
 
+    /// The same for constants, of at least one.
+    pub const fn of_a_minute(count: u32) -> Self {
+        Self { count, window: Duration::from_secs(60) }
+    }
+
     /// `count` in a minute.
     pub fn per_minute(count: u32) -> Self {
         Self::new(count, Duration::from_secs(60))
+    }
+
+    /// How long one takes to grow back: who is refused may come again then.
+    pub fn grows_back(self) -> Duration {
+        self.window / self.count
     }
 
     /// How long one takes to grow back, and the window, in microseconds.

@@ -10,6 +10,7 @@ use std::{
 use horizon_model::{DeviceId, Incarnation, ServerId};
 use jiff::Timestamp;
 use tokio::sync::broadcast;
+use uuid::Uuid;
 
 use super::{Counted, HINT_QUEUE, Hint, Limit, Live, Lockout, Presence, party};
 use crate::store::ChannelLease;
@@ -31,6 +32,7 @@ pub struct InProcess {
     /// What forged packets fill is apart from what they cannot.
     counters: [Mutex<HashMap<Counted, Timestamp>>; 2],
     failures: Mutex<HashMap<IpAddr, Failures>>,
+    dead: Mutex<HashMap<Uuid, Timestamp>>,
     hints: broadcast::Sender<Hint>,
 }
 
@@ -41,6 +43,7 @@ impl Default for InProcess {
             devices: Mutex::default(),
             counters: Default::default(),
             failures: Mutex::default(),
+            dead: Mutex::default(),
             hints: broadcast::channel(HINT_QUEUE).0,
         }
     }
@@ -193,6 +196,22 @@ impl Live for InProcess {
     fn locked_out(&self, now: Timestamp) -> usize {
         lock(&self.failures).values().filter(|f| f.locked_until.is_some_and(|until| until > now)).count()
     }
+
+    fn kill_token(&self, token: Uuid, left: Duration, now: Timestamp) {
+        let mut dead = lock(&self.dead);
+        if dead.len() >= MAX_COUNTERS {
+            dead.retain(|_, until| *until > now);
+            // What is forgotten here is still refused by the database.
+            if dead.len() >= MAX_COUNTERS {
+                dead.clear();
+            }
+        }
+        dead.insert(token, later(now, left));
+    }
+
+    fn is_token_dead(&self, token: Uuid, now: Timestamp) -> bool {
+        lock(&self.dead).get(&token).is_some_and(|until| *until > now)
+    }
 }
 
 fn later(now: Timestamp, by: Duration) -> Timestamp {
@@ -201,8 +220,6 @@ fn later(now: Timestamp, by: Duration) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
 
     fn at(second: i64) -> Timestamp {

@@ -20,6 +20,7 @@ use std::{net::IpAddr, time::Duration};
 use horizon_model::{DeviceId, Incarnation, ServerId};
 use jiff::Timestamp;
 use tokio::sync::broadcast;
+use uuid::Uuid;
 
 use crate::store::ChannelLease;
 
@@ -58,13 +59,25 @@ pub enum Counted {
     Registration(IpAddr),
     /// Enrolments of devices from an address.
     Enrolment(IpAddr),
+    /// Requests to the REST API from an address.
+    Request(IpAddr),
+    /// Attempts to sign in from an address.
+    SignIn(IpAddr),
+    /// Requests to the REST API of an account or a device.
+    RequestOf(Uuid),
+    /// Requests to one endpoint of the REST API, from anybody.
+    RequestTo(&'static str),
 }
 
 impl Counted {
-    /// The address.
-    fn address(&self) -> IpAddr {
+    /// The address, if one is counted.
+    fn address(&self) -> Option<IpAddr> {
         match self {
-            Self::FirstPacket(a) | Self::Handshake(a) | Self::Registration(a) | Self::Enrolment(a) => *a,
+            Self::FirstPacket(a) | Self::Handshake(a) | Self::Registration(a) | Self::Enrolment(a) => {
+                Some(*a)
+            }
+            Self::Request(a) | Self::SignIn(a) => Some(*a),
+            Self::RequestOf(_) | Self::RequestTo(_) => None,
         }
     }
 
@@ -76,6 +89,9 @@ impl Counted {
             Self::Handshake(a) => Self::Handshake(party(a)),
             Self::Registration(a) => Self::Registration(party(a)),
             Self::Enrolment(a) => Self::Enrolment(party(a)),
+            Self::Request(a) => Self::Request(party(a)),
+            Self::SignIn(a) => Self::SignIn(party(a)),
+            other @ (Self::RequestOf(_) | Self::RequestTo(_)) => other,
         }
     }
 }
@@ -153,4 +169,9 @@ pub trait Live: Send + Sync + 'static {
     fn locked_out_until(&self, from: IpAddr, now: Timestamp) -> Option<Timestamp>;
     /// How many addresses are locked out.
     fn locked_out(&self, now: Timestamp) -> usize;
+    /// A token, or a session with all its tokens, is dead before its time: at every replica, for so long. The database
+    /// knows too, and has the last word.
+    fn kill_token(&self, token: Uuid, left: Duration, now: Timestamp);
+    /// Whether a token is known to be dead. One that is not may be: the database knows.
+    fn is_token_dead(&self, token: Uuid, now: Timestamp) -> bool;
 }

@@ -6,11 +6,13 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use horizon_model::{DeviceId, Incarnation, ServerId};
 use jiff::Timestamp;
 use tokio::sync::broadcast;
+use uuid::Uuid;
 
 use super::{BusHealth, Counted, Hint, InProcess, Limit, Live, Lockout, Presence};
 use crate::store::ChannelLease;
@@ -110,5 +112,13 @@ impl Live for Joined {
 
     fn locked_out(&self, now: Timestamp) -> usize {
         self.here().locked_out(now)
+    }
+
+    fn kill_token(&self, token: Uuid, left: Duration, now: Timestamp) {
+        self.all.iter().for_each(|live| live.kill_token(token, left, now));
+    }
+
+    fn is_token_dead(&self, token: Uuid, now: Timestamp) -> bool {
+        self.here().is_token_dead(token, now)
     }
 }

@@ -30,6 +30,15 @@ pub struct NameLabel {
     pub name: &'static str,
 }
 
+/// A label with who holds which KeySet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct HolderLabel {
+    /// `appliance` or `device`.
+    pub role: &'static str,
+    /// `newest` or `older`.
+    pub held: &'static str,
+}
+
 /// Every figure of the controller. A clone shows and counts the same figures, and all of them may be used from any thread.
 /// `Metrics::default()` is enough for tests.
 #[derive(Clone, Debug)]
@@ -56,6 +65,10 @@ pub struct Metrics {
     pub push_bytes: Counter,
     /// From a push to the report that it is applied, in seconds.
     pub apply_seconds: Histogram,
+    /// The newest KeySet in force here.
+    pub keyset_version: Gauge,
+    /// Peers connected here, by their role and by whether they hold the newest KeySet.
+    pub keyset_peers: Family<HolderLabel, Gauge>,
     /// Sessions requested or active now.
     pub sessions: Gauge,
     /// Sessions that became active.
@@ -68,6 +81,8 @@ pub struct Metrics {
     pub challenges: Counter,
     /// Security events recorded, by name.
     pub security_events: Family<NameLabel, Counter>,
+    /// Whether a part does as it should (1 or 0), by name (`database`, `redis`, `hints`, `api_server`, `replicas`, …).
+    pub services: Family<NameLabel, Gauge>,
     /// Refusals sent to peers, by code (`policy`, `used`, `limit`, …).
     pub refusals: Family<NameLabel, Counter>,
     /// How long the store took, by operation, in seconds, waiting for its turn included.
@@ -123,12 +138,15 @@ impl Default for Metrics {
             pushes: Family::default(),
             push_bytes: Counter::default(),
             apply_seconds: seconds(),
+            keyset_version: Gauge::default(),
+            keyset_peers: Family::default(),
             sessions: Gauge::default(),
             sessions_granted: Counter::default(),
             sessions_ended: Family::default(),
             heartbeats: Counter::default(),
             challenges: Counter::default(),
             security_events: Family::default(),
+            services: Family::default(),
             refusals: Family::default(),
             store_seconds: Family::new_with_constructor(seconds as fn() -> Histogram),
             store_retries: Family::default(),
@@ -182,6 +200,11 @@ impl Metrics {
         self.security_events.get_or_create(&NameLabel { name }).inc();
     }
 
+    /// Says whether a part does as it should.
+    pub fn service(&self, name: &'static str, up: bool) {
+        self.services.get_or_create(&NameLabel { name }).set(i64::from(up));
+    }
+
     /// Counts an operation of the store that is done again.
     pub fn store_retry(&self, name: &'static str) {
         self.store_retries.get_or_create(&NameLabel { name }).inc();
@@ -223,12 +246,19 @@ impl Metrics {
         r.register("pushes", "States pushed to appliances", self.pushes.clone());
         r.register("push_bytes", "Bytes of the states pushed", self.push_bytes.clone());
         r.register("apply_seconds", "From a push to its report as applied", self.apply_seconds.clone());
+        r.register("keyset_version", "Newest KeySet in force here", self.keyset_version.clone());
+        r.register(
+            "keyset_peers",
+            "Peers connected here, by the KeySet they hold",
+            self.keyset_peers.clone(),
+        );
         r.register("sessions", "Sessions requested or active now", self.sessions.clone());
         r.register("sessions_granted", "Sessions that became active", self.sessions_granted.clone());
         r.register("sessions_ended", "Sessions that ended", self.sessions_ended.clone());
         r.register("heartbeats", "Heartbeats acknowledged", self.heartbeats.clone());
         r.register("challenges", "Challenges sent", self.challenges.clone());
         r.register("security_events", "Security events recorded", self.security_events.clone());
+        r.register("service_up", "Whether a part does as it should", self.services.clone());
         r.register("refusals", "Refusals sent to peers", self.refusals.clone());
         r.register("store_seconds", "Duration of store operations", self.store_seconds.clone());
         r.register("store_retries", "Store operations done again", self.store_retries.clone());

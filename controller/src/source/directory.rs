@@ -26,6 +26,8 @@ const MAX_READERS: usize = 8;
 pub struct Changes {
     /// Files that changed; `None` for those that are gone.
     pub files: Vec<(Arc<str>, Option<File>)>,
+    /// Files that say what they said, and whose status is not shown any more as it was.
+    pub overwritten: BTreeSet<Arc<str>>,
     /// Whether the listing behind this was complete: only then what is missing is gone.
     pub complete: bool,
     /// What is wrong with the directory as such.
@@ -101,7 +103,7 @@ impl Directory {
         } else {
             self.missing.clear();
         }
-        Changes { files: changed, complete: self.complete, problems, full: true }
+        Changes { files: changed, complete: self.complete, problems, full: true, ..Changes::default() }
     }
 
     /// Looks at single files that somebody says have changed. `None` when only a full listing will do: a directory, a link
@@ -132,7 +134,8 @@ impl Directory {
             return None;
         }
         let files = self.read_all(&names);
-        Some(Changes { files, complete: self.complete, problems: self.problems.clone(), full: false })
+        let problems = self.problems.clone();
+        Some(Changes { files, complete: self.complete, problems, ..Changes::default() })
     }
 
     /// Whether files of a directory are known, which may be gone.

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use super::{
-    CommitError, EnrolError, IssueError, RegisterError, SessionError, Store, StoreError, seal::random,
+    AdminError, ClaimError, CommitError, EnrolError, HandoverError, IssueError, LoginError, OwnError,
+    RegisterError, RotateError, SessionError, SessionRefused, Store, StoreError, seal::random,
 };
 
 /// The most times an operation is tried.
@@ -49,7 +50,20 @@ macro_rules! faults {
     };
 }
 
-faults!(CommitError, EnrolError, IssueError, RegisterError, SessionError);
+faults!(
+    CommitError,
+    EnrolError,
+    IssueError,
+    RegisterError,
+    SessionError,
+    AdminError,
+    LoginError,
+    OwnError,
+    SessionRefused,
+    RotateError,
+    HandoverError,
+    ClaimError
+);
 
 /// What may be hoped for after an error of sqlx.
 fn hope(error: &StoreError) -> Hope {

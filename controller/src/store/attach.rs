@@ -8,9 +8,9 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::{
-    AppliedState, ChannelLease, ReplicaId, StateNumber, Store, StoreError,
+    AppliedState, ChannelLease, ReplicaId, StateNumber, Store, StoreError, channels,
     dialect::{Connection, Row, query},
-    facts, identity, registration,
+    factors, facts, registration,
     row::{Columns as _, int, millis},
     seal::Place,
     settings,
@@ -56,6 +56,8 @@ pub struct AttachedServer {
     pub state: Option<(StateNumber, Digest)>,
     /// Whether it may serve.
     pub standing: ServerStanding,
+    /// Whether its appliance said before that it answers every type of challenge.
+    pub challenges_v2: bool,
 }
 
 impl Store {
@@ -88,14 +90,14 @@ impl Store {
         if known != attachment.capabilities.iter().map(|c| c.as_str().to_owned()).collect() {
             registration::write_capabilities(&mut tx, server, &attachment.capabilities, now).await?;
         }
-        let factors = identity::current(&mut tx, server).await?;
+        let factors = factors::current(&mut tx, server).await?;
         let epoch = settings::epoch(&mut tx).await?;
         let open = |column| {
             let sealed = row.maybe_bytes(column)?;
             let open = |sealed: Vec<u8>| self.sealer().open(Place::Verification, server.as_bytes(), &sealed);
             Ok::<_, StoreError>(sealed.map(open).transpose()?)
         };
-        let reissued = self.reissue(&mut tx, server).await?;
+        let reissued = if row.flag("reissue_secret")? { self.reissue(&mut tx, server).await? } else { None };
         let in_force = open("verification_secret")?
             .ok_or(StoreError::Corrupt { column: "verification_secret", why: "is missing".into() })?;
         let attached = AttachedServer {
@@ -106,9 +108,64 @@ impl Store {
             factors,
             state: state(&row, epoch)?,
             standing: facts::read_standing(&row)?,
+            challenges_v2: row.flag("challenges_v2")?,
         };
         tx.commit().await?;
         Ok(Some(attached))
+    }
+
+    /// Remembers that a server's appliance answers every type of challenge.
+    pub async fn note_challenges(&self, server: ServerId, lease: ChannelLease) -> Result<(), StoreError> {
+        self.note_of_channel(
+            "note_challenges",
+            server,
+            lease,
+            "UPDATE servers SET challenges_v2 = TRUE WHERE server_id = $1",
+            None,
+        )
+        .await
+    }
+
+    /// Notes that a server's appliance is seen elsewhere.
+    pub async fn note_public_address(
+        &self,
+        server: ServerId,
+        lease: ChannelLease,
+        address: IpAddr,
+    ) -> Result<(), StoreError> {
+        let sql = "UPDATE servers SET public_ip = $2 WHERE server_id = $1";
+        self.note_of_channel("note_public_address", server, lease, sql, Some(address.to_string())).await
+    }
+
+    async fn note_of_channel(
+        &self,
+        what: &'static str,
+        server: ServerId,
+        lease: ChannelLease,
+        sql: &'static str,
+        value: Option<String>,
+    ) -> Result<(), StoreError> {
+        self.repeatable(what, || async {
+            let mut tx = self.begin().await?;
+            if channels::hold(&mut tx, server, lease).await? {
+                let update = query(sql).bind(server.to_string());
+                match &value {
+                    Some(value) => update.bind(value.as_str()).execute(&mut *tx).await?,
+                    None => update.execute(&mut *tx).await?,
+                };
+            }
+            tx.commit().await
+        })
+        .await
+    }
+
+    /// Whether a new secret waits for a server's appliance, which it gets when it next attaches.
+    pub async fn secret_is_due(&self, server: ServerId) -> Result<bool, StoreError> {
+        let row = query("SELECT reissue_secret FROM servers WHERE server_id = $1")
+            .bind(server.to_string())
+            .fetch_optional(self.readers())
+            .await?;
+        row.map_or(Ok(false), |row| row.flag("reissue_secret"))
     }
 
     /// A server's right to serve; `None` when there is no such server.

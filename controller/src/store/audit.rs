@@ -1,11 +1,13 @@
 //! The audit trail: who changed what. Rows are inserted in the transaction of their change and never altered.
 
+use std::{net::IpAddr, sync::Arc};
+
 use horizon_model::{DeviceId, ServerId};
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    Store, StoreError,
+    Caller, Store, StoreError,
     dialect::{Builder, Connection, MAX_BINDS, Row, query},
     row::{Columns as _, millis},
 };
@@ -15,6 +17,8 @@ use super::{
 pub enum Actor {
     /// A person at the controller's own interface, by the name of the account.
     Admin(String),
+    /// The same over the network, with where they are.
+    Account(Arc<RemoteAdmin>),
     /// Whoever writes the files of the desired state; the text names the file or the directory.
     File(String),
     /// A user of Kubernetes, who changed an object there.
@@ -27,10 +31,34 @@ pub enum Actor {
     System(&'static str),
 }
 
+/// An administrator who is signed in over the network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteAdmin {
+    /// The name of the account.
+    pub name: String,
+    /// From where.
+    pub address: IpAddr,
+    /// With what program.
+    pub agent: String,
+}
+
 impl Actor {
+    /// An administrator who is signed in over the network.
+    pub fn account(name: &str, caller: &Caller) -> Self {
+        let (address, agent) = (caller.address, caller.agent.clone());
+        Self::Account(Arc::new(RemoteAdmin { name: name.to_owned(), address, agent }))
+    }
+
+    fn remote(&self) -> Option<&RemoteAdmin> {
+        match self {
+            Self::Account(remote) => Some(remote),
+            _ => None,
+        }
+    }
+
     fn kind(&self) -> &'static str {
         match self {
-            Self::Admin(_) => "admin",
+            Self::Admin(_) | Self::Account(_) => "admin",
             Self::File(_) => "file",
             Self::Kubernetes(_) => "kubernetes",
             Self::Appliance(_) => "appliance",
@@ -39,8 +67,9 @@ impl Actor {
         }
     }
 
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         match self {
+            Self::Account(remote) => remote.name.clone(),
             Self::Admin(name) | Self::File(name) | Self::Kubernetes(name) => name.clone(),
             Self::Appliance(id) => id.to_string(),
             Self::Device(id) => id.to_string(),
@@ -70,6 +99,12 @@ pub struct AuditEntry {
     pub target_id: Option<String>,
     /// Its name.
     pub target: String,
+    /// From where, if it came over the network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// With what program, if it came over the network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
     /// More, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub notes: Option<String>,
@@ -117,7 +152,7 @@ impl Record {
     }
 }
 
-const COLUMNS: usize = 10;
+const COLUMNS: usize = 12;
 
 /// Writes rows, in the caller's transaction.
 pub(super) async fn write(
@@ -129,7 +164,7 @@ pub(super) async fn write(
     for chunk in records.chunks(MAX_BINDS / COLUMNS) {
         let mut insert = Builder::new(
             "INSERT INTO audit_logs (timestamp, actor_type, actor_name, action, target_type, target_id, target_name, \
-             previous_state, new_state, notes) ",
+             previous_state, new_state, notes, ip_address, user_agent) ",
         );
         insert.push_values(chunk, |row, r| {
             let actor = r.actor.as_ref().unwrap_or(actor);
@@ -142,7 +177,9 @@ pub(super) async fn write(
                 .push_bind(r.target.clone())
                 .push_bind(r.previous.clone())
                 .push_bind(r.new.clone())
-                .push_bind(r.notes.clone());
+                .push_bind(r.notes.clone())
+                .push_bind(actor.remote().map(|remote| remote.address.to_string()))
+                .push_bind(actor.remote().map(|remote| remote.agent.clone()));
         });
         insert.build().execute(&mut *db).await?;
     }
@@ -170,7 +207,7 @@ impl Store {
     }
 }
 
-fn read(row: &Row) -> Result<AuditEntry, StoreError> {
+pub(super) fn read(row: &Row) -> Result<AuditEntry, StoreError> {
     let json = |column| -> Result<Option<serde_json::Value>, StoreError> {
         Ok(row.maybe_text(column)?.and_then(|text| serde_json::from_str(&text).ok()))
     };
@@ -183,6 +220,8 @@ fn read(row: &Row) -> Result<AuditEntry, StoreError> {
         target_type: row.text("target_type")?,
         target_id: row.maybe_text("target_id")?,
         target: row.text("target_name")?,
+        address: row.maybe_text("ip_address")?,
+        agent: row.maybe_text("user_agent")?,
         notes: row.maybe_text("notes")?,
         previous: json("previous_state")?,
         new: json("new_state")?,

@@ -5,8 +5,9 @@ use horizon_model::{Incarnation, PublicKey, ServerId};
 use jiff::Timestamp;
 
 use super::{
-    ChannelLease, ReplicaId, Store, StoreError,
+    ChannelLease, ReplicaId, ServerRecord, Store, StoreError,
     dialect::{Builder, Connection, MAX_BINDS, Row, query},
+    facts,
     replicas::{REPLICA_SILENT, age},
     row::{Columns as _, millis},
 };
@@ -77,6 +78,24 @@ impl Store {
         .await
     }
 
+    /// What is kept of a server, but for its capabilities, and who has its channel, in one look.
+    pub async fn arrival(
+        &self,
+        server: ServerId,
+    ) -> Result<Option<(ServerRecord, Option<ChannelHolder>)>, StoreError> {
+        let row = query(
+            "SELECT s.*, r.last_beat, {now} AS clock FROM servers s \
+             LEFT JOIN replicas r ON r.replica_id = s.channel_replica WHERE s.server_id = $1",
+        )
+        .bind(server.to_string())
+        .fetch_optional(self.readers())
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let held = row.maybe_text("channel_replica")?.is_some();
+        let holder = if held { Some(read_holder(&row)?) } else { None };
+        Ok(Some((facts::read_server(&row)?, holder)))
+    }
+
     /// Who has a server's channel; `None` when nobody has it.
     pub async fn channel_of(&self, server: ServerId) -> Result<Option<ChannelHolder>, StoreError> {
         let row = query(
@@ -87,15 +106,7 @@ impl Store {
         .bind(server.to_string())
         .fetch_optional(self.readers())
         .await?;
-        let Some(row) = row else { return Ok(None) };
-        let (clock, beat) = (row.int("clock")?, row.maybe_int("last_beat")?);
-        Ok(Some(ChannelHolder {
-            lease: ChannelLease(row.int("channel_lease")?),
-            replica: row.parsed("channel_replica")?,
-            incarnation: row.parsed("channel_incarnation")?,
-            key: row.maybe_bytes32("public_key")?.map(PublicKey),
-            replica_alive: beat.is_some_and(|beat| age(clock, beat) < REPLICA_SILENT),
-        }))
+        row.map(|row| read_holder(&row)).transpose()
     }
 
     /// Gives channels back. Says of each whether nobody took it since that lease: also when it was given back before, as by
@@ -154,6 +165,17 @@ fn presence(row: &Row) -> Result<PresenceRow, StoreError> {
         replica: row.parsed("channel_replica")?,
         incarnation: row.parsed("channel_incarnation")?,
         since: row.maybe_time("channel_since")?.unwrap_or_default(),
+    })
+}
+
+fn read_holder(row: &Row) -> Result<ChannelHolder, StoreError> {
+    let (clock, beat) = (row.int("clock")?, row.maybe_int("last_beat")?);
+    Ok(ChannelHolder {
+        lease: ChannelLease(row.int("channel_lease")?),
+        replica: row.parsed("channel_replica")?,
+        incarnation: row.parsed("channel_incarnation")?,
+        key: row.maybe_bytes32("public_key")?.map(PublicKey),
+        replica_alive: beat.is_some_and(|beat| age(clock, beat) < REPLICA_SILENT),
     })
 }
 

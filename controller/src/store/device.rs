@@ -1,7 +1,7 @@
 //! Devices: enrolled once with a personal key, known by their own key from then on.
 
-use horizon_controller_core::DeviceStanding;
-use horizon_crds::{Name, Resource};
+use horizon_controller_core::{DeviceStanding, DeviceTraits};
+use horizon_crds::{Name, Resource, UserSpec};
 use horizon_model::{DeviceId, DeviceInfo, KeyId, PublicKey, TaggedSecret};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -13,7 +13,7 @@ use super::{
     audit::{self, Record},
     changed,
     dialect::{Builder, Connection, Row, query},
-    document, revocation,
+    document, revocation, rotation_versions,
     row::{Columns as _, millis},
 };
 
@@ -28,6 +28,8 @@ pub struct Enrolled {
     pub namespace: Name,
     /// The user's name.
     pub user_name: Name,
+    /// The personal key, whichever version of it was presented.
+    pub key: KeyId,
     /// Whether this was the first time.
     pub fresh: bool,
 }
@@ -41,6 +43,9 @@ pub enum EnrolError {
     /// The key was deactivated.
     #[error("the personal key was deactivated: {0}")]
     KeyRevoked(String),
+    /// This version of the key has ended: another replaced it.
+    #[error("the personal key was replaced by a newer one: {0}")]
+    KeyReplaced(String),
     /// The key's time is over.
     #[error("the personal key expired at {0}")]
     KeyExpired(Timestamp),
@@ -58,6 +63,9 @@ pub enum EnrolError {
     /// The device was revoked.
     #[error("this device was revoked: {0}")]
     DeviceRevoked(String),
+    /// The device is blocked.
+    #[error("this device is blocked: {0}")]
+    DeviceBlocked(String),
     /// The user has as many devices as they may.
     #[error("the user '{user}' has {limit} devices enrolled, which is the limit")]
     TooMany {
@@ -94,8 +102,12 @@ pub struct DeviceRecord {
     pub user_name: Name,
     /// The name its user knows it by.
     pub name: String,
-    /// Whether the device was revoked.
-    pub blocked: bool,
+    /// What speaks against the device itself.
+    pub own_standing: DeviceStanding,
+    /// Why it is refused or doubted, where it is.
+    pub reason: String,
+    /// What policies may ask of it.
+    pub traits: DeviceTraits,
     /// Where its personal key stands.
     pub key_standing: KeyStanding,
 }
@@ -107,22 +119,26 @@ pub struct KeyStanding {
     pub deactivated: bool,
     /// When its time is over.
     pub expires: Option<Timestamp>,
+    /// Whether it was replaced at once, and not entered anew on the device.
+    pub replaced: bool,
 }
 
 impl DeviceRecord {
     /// What speaks against the device at a time.
     pub fn standing(&self, now: Timestamp) -> DeviceStanding {
-        standing(self.blocked, self.key_standing, now)
+        standing(self.own_standing, self.key_standing, now)
     }
 }
 
-pub(super) fn standing(blocked: bool, key: KeyStanding, now: Timestamp) -> DeviceStanding {
-    if blocked {
-        DeviceStanding::Revoked
+pub(super) fn standing(own: DeviceStanding, key: KeyStanding, now: Timestamp) -> DeviceStanding {
+    if own != DeviceStanding::Good {
+        own
     } else if key.deactivated {
         DeviceStanding::KeyRevoked
     } else if key.expires.is_some_and(|at| at <= now) {
         DeviceStanding::KeyExpired
+    } else if key.replaced {
+        DeviceStanding::KeyReplaced
     } else {
         DeviceStanding::Good
     }
@@ -157,9 +173,32 @@ pub struct DeviceView {
     /// Why it is blocked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocked_reason: Option<String>,
+    /// Whether that is final.
+    pub revoked: bool,
+    /// Why it is suspicious.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suspicious_reason: Option<String>,
+    /// The fingerprint of its machine.
+    pub fingerprint: String,
+    /// The fingerprint of the machine it was last seen on, where that is another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub other_fingerprint: Option<String>,
 }
 
-const VIEW: &str = "SELECT d.*, k.name AS key_name, k.namespace AS namespace, k.user_name AS user_name \
+impl DeviceView {
+    /// Its name as a part of the name of a record: letters, digits and dashes.
+    pub fn name_part(&self) -> String {
+        let part: String = self
+            .name
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+            .take(24)
+            .collect();
+        part.trim_matches('-').to_owned()
+    }
+}
+
+pub(super) const VIEW: &str = "SELECT d.*, k.name AS key_name, k.namespace AS namespace, k.user_name AS user_name \
      FROM devices d JOIN personal_keys k ON k.key_id = d.key_id ";
 
 impl Store {
@@ -174,15 +213,15 @@ impl Store {
         now: Timestamp,
     ) -> Result<Enrolled, EnrolError> {
         let _timed = self.timed("enrol_device");
-        if !self.proves(key, secret).await? {
-            return Err(EnrolError::Unknown);
-        }
-        self.retried("enrol_device", || self.enrol_once(key, public_key, info, now)).await
+        let version = key;
+        let key = self.proves(version, secret).await?.ok_or(EnrolError::Unknown)?;
+        self.retried("enrol_device", || self.enrol_once(key, version, public_key, info, now)).await
     }
 
     async fn enrol_once(
         &self,
         key: KeyId,
+        version: KeyId,
         public_key: PublicKey,
         info: &DeviceInfo,
         now: Timestamp,
@@ -198,6 +237,9 @@ impl Store {
         if let Some(at) = row.maybe_time("expiration_date")?.filter(|at| *at <= now) {
             return Err(EnrolError::KeyExpired(at));
         }
+        if let Err(at) = rotation_versions::check_version(&mut tx, version, now).await? {
+            return Err(EnrolError::KeyReplaced(format!("it ended at {at}")));
+        }
         let user: Option<Uuid> = row.maybe_parsed("user_uid")?;
         let user = user.ok_or(EnrolError::NoUser(row.text("user_name")?))?;
         let (namespace, user_name): (Name, Name) = (row.parsed("namespace")?, row.parsed("user_name")?);
@@ -211,8 +253,11 @@ impl Store {
             .await?;
         let mut same = None;
         if let Some(row) = known {
-            if row.maybe_time("blocked_date")?.is_some() {
-                return Err(EnrolError::DeviceRevoked(row.maybe_text("blocked_reason")?.unwrap_or_default()));
+            let why = row.maybe_text("blocked_reason")?.unwrap_or_default();
+            match own_standing(&row)? {
+                DeviceStanding::Revoked => return Err(EnrolError::DeviceRevoked(why)),
+                DeviceStanding::Blocked => return Err(EnrolError::DeviceBlocked(why)),
+                _ => {}
             }
             let device: DeviceId = row.parsed("device_id")?;
             if row.parsed::<Uuid>("user_uid")? == user {
@@ -228,7 +273,7 @@ impl Store {
             }
             None => {
                 let devices =
-                    query("SELECT COUNT(*) AS n FROM devices WHERE user_uid = $1 AND status = 'active'")
+                    query("SELECT COUNT(*) AS n FROM devices WHERE user_uid = $1 AND status IN ('active', 'suspicious')")
                         .bind(user.to_string())
                         .fetch_one(&mut *tx)
                         .await?
@@ -245,21 +290,22 @@ impl Store {
             }
         };
         query(
-            "UPDATE personal_keys SET status = 'active', activation_date = $1 WHERE key_id = $2 AND status = 'pending'",
+            "UPDATE personal_keys SET status = 'active', activation_date = COALESCE(activation_date, $1) \
+             WHERE key_id = $2 AND status = 'pending'",
         )
         .bind(millis(now))
         .bind(key.to_string())
         .execute(&mut *tx)
         .await?;
+        rotation_versions::used(&mut tx, key, version, now).await?;
         tx.commit().await?;
-        Ok(Enrolled { device, user, namespace, user_name, fresh })
+        Ok(Enrolled { device, user, namespace, user_name, key, fresh })
     }
 
     /// The device of a key. Those that were replaced are not found.
     pub async fn device_by_key(&self, public_key: PublicKey) -> Result<Option<DeviceRecord>, StoreError> {
         let row = query(
-            "SELECT d.device_id, d.public_key, d.key_id, d.user_uid, d.device_name, d.blocked_date, k.namespace, \
-             k.user_name, k.deactivation_date, k.expiration_date FROM devices d \
+            "SELECT d.*, k.namespace, k.user_name, k.deactivation_date, k.expiration_date FROM devices d \
              JOIN personal_keys k ON k.key_id = d.key_id WHERE d.public_key = $1 AND d.status <> 'inactive'",
         )
         .bind(&public_key.0[..])
@@ -273,8 +319,13 @@ impl Store {
                 user: row.parsed("user_uid")?,
                 namespace: row.parsed("namespace")?,
                 user_name: row.parsed("user_name")?,
-                name: row.text("device_name")?,
-                blocked: row.maybe_time("blocked_date")?.is_some(),
+                name: called(&row)?,
+                own_standing: own_standing(&row)?,
+                reason: match row.maybe_text("blocked_reason")? {
+                    Some(why) => why,
+                    None => row.maybe_text("suspicious_reason")?.unwrap_or_default(),
+                },
+                traits: traits(&row)?,
                 key_standing: key_standing(&row)?,
             })
         })
@@ -315,6 +366,14 @@ impl Store {
         rows.iter().map(view).collect()
     }
 
+    /// One device, whatever became of it.
+    pub async fn device(&self, device: DeviceId) -> Result<Option<DeviceView>, StoreError> {
+        let mut query = Builder::new(VIEW);
+        query.push("WHERE d.device_id = ").push_bind(device.to_string());
+        let row = query.build().fetch_optional(self.readers()).await?;
+        row.as_ref().map(view).transpose()
+    }
+
     /// The devices of a user, the newest first.
     pub(super) async fn devices_of(
         &self,
@@ -329,34 +388,70 @@ impl Store {
     }
 }
 
+/// What speaks against a device itself.
+pub(super) fn own_standing(row: &Row) -> Result<DeviceStanding, StoreError> {
+    Ok(match row.text("status")?.as_str() {
+        _ if row.maybe_time("revoked_date")?.is_some() => DeviceStanding::Revoked,
+        "blocked" => DeviceStanding::Blocked,
+        "inactive" => DeviceStanding::Forgotten,
+        _ => DeviceStanding::Good,
+    })
+}
+
+/// What policies may ask of a device.
+pub(super) fn traits(row: &Row) -> Result<DeviceTraits, StoreError> {
+    Ok(DeviceTraits {
+        id: row.parsed("device_id")?,
+        platform: row.text("platform")?,
+        suspicious: row.text("status")? == "suspicious",
+    })
+}
+
+/// The name of a device: the one an administrator gave it, or its own.
+pub(super) fn called(row: &Row) -> Result<String, StoreError> {
+    match row.maybe_text("given_name")? {
+        Some(name) => Ok(name),
+        None => row.text("device_name"),
+    }
+}
+
 pub(super) fn key_standing(row: &Row) -> Result<KeyStanding, StoreError> {
     Ok(KeyStanding {
         deactivated: row.maybe_time("deactivation_date")?.is_some(),
         expires: row.maybe_time("expiration_date")?,
+        replaced: row.maybe_time("replaced_date")?.is_some(),
     })
 }
 
 /// How many devices a user may have, if they may have any.
 async fn check_user(db: &mut Connection, user: Uuid, name: &Name) -> Result<u8, EnrolError> {
+    let person = person(db, user).await?.ok_or_else(|| EnrolError::NoUser(name.to_string()))?;
+    if person.suspended {
+        return Err(EnrolError::Suspended {
+            user: name.clone(),
+            reason: person.suspension_reason.to_string(),
+        });
+    }
+    Ok(person.device_limit)
+}
+
+/// What is declared of a user who exists. It stays so until the caller's transaction ends.
+pub(super) async fn person(db: &mut Connection, user: Uuid) -> Result<Option<UserSpec>, StoreError> {
     let row = query("SELECT document FROM resources WHERE uid = $1 AND deleted_at IS NULL {share}")
         .bind(user.to_string())
         .fetch_optional(&mut *db)
-        .await?
-        .ok_or_else(|| EnrolError::NoUser(name.to_string()))?;
-    let Resource::User(document) = document::read(&row.text("document")?)? else {
-        return Err(EnrolError::NoUser(name.to_string()));
-    };
-    if document.spec.suspended {
-        return Err(EnrolError::Suspended {
-            user: name.clone(),
-            reason: document.spec.suspension_reason.to_string(),
-        });
-    }
-    Ok(document.spec.device_limit)
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(match document::read(&row.text("document")?)? {
+        Resource::User(document) => Some(document.spec),
+        _ => None,
+    })
 }
 
-async fn retire(db: &mut Connection, device: DeviceId) -> Result<(), StoreError> {
-    query("UPDATE devices SET status = 'inactive' WHERE device_id = $1 AND blocked_date IS NULL")
+pub(super) async fn retire(db: &mut Connection, device: DeviceId) -> Result<(), StoreError> {
+    query(
+        "UPDATE devices SET status = 'inactive', blocked_date = NULL WHERE device_id = $1 AND revoked_date IS NULL",
+    )
         .bind(device.to_string())
         .execute(&mut *db)
         .await?;
@@ -376,7 +471,8 @@ async fn update(
 ) -> Result<(), StoreError> {
     query(
         "UPDATE devices SET key_id = $1, device_name = $2, platform = $3, os_version = $4, app_version = $5, \
-         hardware_fingerprint = $6, last_seen = $7 WHERE device_id = $8",
+         hardware_fingerprint = $6, other_fingerprint = NULL, last_seen = $7, replaced_date = NULL, replaced_reason = NULL \
+         WHERE device_id = $8",
     )
     .bind(key.to_string())
     .bind(&info.name)
@@ -419,10 +515,10 @@ async fn insert(
     Ok(())
 }
 
-fn view(row: &Row) -> Result<DeviceView, StoreError> {
+pub(super) fn view(row: &Row) -> Result<DeviceView, StoreError> {
     Ok(DeviceView {
         id: row.parsed("device_id")?,
-        name: row.text("device_name")?,
+        name: called(row)?,
         namespace: row.text("namespace")?,
         user: row.text("user_name")?,
         key: row.text("key_name")?,
@@ -433,5 +529,9 @@ fn view(row: &Row) -> Result<DeviceView, StoreError> {
         enrolled_at: row.time("first_seen")?,
         last_seen: row.time("last_seen")?,
         blocked_reason: row.maybe_text("blocked_reason")?,
+        revoked: row.maybe_time("revoked_date")?.is_some(),
+        suspicious_reason: row.maybe_text("suspicious_reason")?,
+        fingerprint: row.text("hardware_fingerprint")?,
+        other_fingerprint: row.maybe_text("other_fingerprint")?,
     })
 }

@@ -55,6 +55,9 @@ fn parse(text: &str) -> Result<Resource, serde_json::Error> {
         VirtualNetwork,
         SecurityPolicy,
         Approval,
-        Revocation
+        Revocation,
+        RotationPolicy,
+        KeyRotation,
+        DeviceDecision
     ))
 }

@@ -8,11 +8,10 @@ use horizon_model::ServerId;
 use jiff::Timestamp;
 
 use super::{
-    Actor, StoreError, adoption, changed,
+    Actor, StoreError, adoption, approval, changed, device_decision,
     dialect::{Builder, Connection, MAX_BINDS, query},
-    identity,
     resources::Done,
-    revocation,
+    revocation, rotation_runs,
     row::{Columns as _, millis},
 };
 
@@ -60,11 +59,19 @@ pub(super) async fn carry_out(
         match change.resource.as_deref() {
             Some(Resource::Approval(document)) if change.created => {
                 let actor = change.actor.as_ref().unwrap_or(actor);
-                identity::record_approval(db, change.uid, document, actor, now).await?;
+                approval::record(db, change.uid, document, actor, now).await?;
             }
             Some(Resource::Revocation(document)) if change.created => {
                 let actor = change.actor.as_ref().unwrap_or(actor);
                 servers.extend(revocation::record(db, change.uid, document, actor, now).await?);
+            }
+            Some(Resource::KeyRotation(document)) if change.created => {
+                let actor = change.actor.as_ref().unwrap_or(actor);
+                servers.extend(rotation_runs::record(db, change.uid, document, actor, now).await?);
+            }
+            Some(Resource::DeviceDecision(document)) if change.created => {
+                let actor = change.actor.as_ref().unwrap_or(actor);
+                servers.extend(device_decision::record(db, change.uid, document, actor, now).await?);
             }
             _ => {}
         }
@@ -196,11 +203,14 @@ async fn put(
                 revocation::personal_key(db, &uid, revoked.reason.as_str(), revoked.compromised, now).await?;
             }
             if !change.created && (spec.expires_at.is_some() || spec.lifetime.is_some()) {
-                let row = query("SELECT creation_date FROM personal_keys WHERE key_id = $1")
-                    .bind(&uid)
-                    .fetch_one(&mut *db)
-                    .await?;
-                let made = row.time("creation_date")?;
+                let row = query(
+                    "SELECT COALESCE(last_rotation_date, creation_date) AS made FROM personal_keys WHERE key_id = $1",
+                )
+                .bind(&uid)
+                .fetch_one(&mut *db)
+                .await?;
+                // A lifetime is that of the newest version: a rotation renews it.
+                let made = row.time("made")?;
                 let until = spec.expires_at.map(|at| millis(at.get()));
                 let until = until.or_else(|| spec.lifetime.map(|span| expiry(made, span.as_millis())));
                 query("UPDATE personal_keys SET expiration_date = $1 WHERE key_id = $2")

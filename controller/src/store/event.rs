@@ -8,8 +8,9 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
-    Store, StoreError,
-    dialect::{Connection, Row, query},
+    Actor, Store, StoreError,
+    audit::{self, Record},
+    dialect::{Builder, Connection, Row, query},
     row::{Columns as _, millis},
 };
 
@@ -119,6 +120,15 @@ pub struct SecurityEvent {
     pub description: String,
     /// More, for programs.
     pub data: serde_json::Value,
+    /// When somebody handled it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handled_at: Option<Timestamp>,
+    /// Who.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handled_by: Option<String>,
+    /// What they noted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notes: Option<String>,
 }
 
 /// Which events are asked for.
@@ -163,6 +173,41 @@ impl Store {
         Ok(())
     }
 
+    /// Notes that somebody handled an event, and how. Returns the event, if there is one.
+    pub async fn handle_event(
+        &self,
+        id: i64,
+        notes: &str,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> Result<Option<SecurityEvent>, StoreError> {
+        self.repeatable("handle_event", || async {
+            let mut tx = self.begin().await?;
+            let done = query(
+                "UPDATE security_events SET handled_at = $1, handled_by = $2, resolution_notes = $3 WHERE event_id = $4",
+            )
+            .bind(millis(now))
+            .bind(actor.name())
+            .bind(notes)
+            .bind(id)
+            .execute(&mut *tx)
+            .await?;
+            if done.rows_affected() == 0 {
+                return Ok(None);
+            }
+            let row = query("SELECT * FROM security_events WHERE event_id = $1")
+                .bind(id)
+                .fetch_one(&mut *tx)
+                .await?;
+            let event = read(&row)?;
+            let record = Record::new("handle_event", "SecurityEvent", id, &event.kind).notes(notes);
+            audit::write(&mut tx, actor, now, &[record]).await?;
+            tx.commit().await?;
+            Ok(Some(event))
+        })
+        .await
+    }
+
     /// Recorded events, newest first.
     pub async fn list_security_events(&self, filter: &EventFilter) -> Result<Vec<SecurityEvent>, StoreError> {
         let limit = if filter.limit == 0 { 100 } else { filter.limit };
@@ -177,7 +222,27 @@ impl Store {
     }
 }
 
-fn read(row: &Row) -> Result<SecurityEvent, StoreError> {
+/// Events that nobody was told of, the oldest first. They stay so until the transaction ends.
+pub(super) async fn unnoticed(db: &mut Connection, limit: u32) -> Result<Vec<SecurityEvent>, StoreError> {
+    let rows = query("SELECT * FROM security_events WHERE noticed = FALSE ORDER BY event_id LIMIT $1 {lock}")
+        .bind(limit)
+        .fetch_all(&mut *db)
+        .await?;
+    rows.iter().map(read).collect()
+}
+
+/// Notes that administrators were told of events, or need not be.
+pub(super) async fn note_noticed(db: &mut Connection, events: &[SecurityEvent]) -> Result<(), StoreError> {
+    if events.is_empty() {
+        return Ok(());
+    }
+    let mut update = Builder::new("UPDATE security_events SET noticed = TRUE WHERE event_id IN ");
+    update.push_list(events.iter().map(|event| event.id));
+    update.build().execute(&mut *db).await?;
+    Ok(())
+}
+
+pub(super) fn read(row: &Row) -> Result<SecurityEvent, StoreError> {
     Ok(SecurityEvent {
         id: row.int("event_id")?,
         time: row.time("timestamp")?,
@@ -188,5 +253,8 @@ fn read(row: &Row) -> Result<SecurityEvent, StoreError> {
         source_ip: row.maybe_text("source_ip")?,
         description: row.text("description")?,
         data: row.json("raw_data")?,
+        handled_at: row.maybe_time("handled_at")?,
+        handled_by: row.maybe_text("handled_by")?,
+        notes: row.maybe_text("resolution_notes")?,
     })
 }

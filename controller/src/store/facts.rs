@@ -1,7 +1,10 @@
 //! Facts for statuses and grants: what is known about servers, keys and users beyond their resources. What is not there is
 //! what nothing is known about.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use horizon_controller_core::{
     ServerStanding,
@@ -16,7 +19,7 @@ use uuid::Uuid;
 
 use super::{
     DeviceView, Store, StoreError,
-    dialect::{Connection, Row, query},
+    dialect::{Builder, Connection, MAX_BINDS, Row, query},
     registration,
     row::Columns as _,
 };
@@ -62,6 +65,10 @@ pub struct ServerRecord {
     pub pending_digest: Option<[u8; 32]>,
     /// What differs between the two.
     pub identity_changes: Vec<IdentityChange>,
+    /// How far its machine is from the approved one, in points.
+    pub identity_drift: u64,
+    /// Where its public address is, in words.
+    pub location: Option<String>,
     /// The start of the appliance's process that attached last.
     pub incarnation: Option<Incarnation>,
     /// The generation of the newest state made for it; 0 before the first.
@@ -138,36 +145,46 @@ impl Store {
             .fetch_all(self.readers())
             .await?;
         for row in &rows {
-            let name = row.text("capability_type")?;
-            record.capabilities.extend(Capability::ALL.into_iter().find(|c| c.as_str() == name));
+            record.capabilities.extend(read_capability(row)?);
         }
         record.capabilities.sort();
         Ok(Some(record))
     }
 
+    /// What the statuses of these servers say beyond their resources, as [`Store::server_facts`]. One that cannot be read is an
+    /// error of its own; one that there is not is left out.
+    pub async fn facts_of_servers(
+        &self,
+        servers: &[ServerId],
+    ) -> Result<HashMap<ServerId, Result<ServerFacts, StoreError>>, StoreError> {
+        let mut facts = HashMap::new();
+        for chunk in servers.chunks(MAX_BINDS) {
+            let mut select = Builder::new(
+                "SELECT server_id, capability_type FROM server_capabilities WHERE enabled AND server_id IN ",
+            );
+            select.push_list(chunk.iter().map(ServerId::to_string));
+            let mut capabilities: HashMap<ServerId, Vec<Capability>> = HashMap::new();
+            for row in select.build().fetch_all(self.readers()).await? {
+                capabilities.entry(row.parsed("server_id")?).or_default().extend(read_capability(&row)?);
+            }
+            let mut select = Builder::new("SELECT * FROM servers WHERE server_id IN ");
+            select.push_list(chunk.iter().map(ServerId::to_string));
+            for row in select.build().fetch_all(self.readers()).await? {
+                let server = row.parsed("server_id")?;
+                let mut capabilities = capabilities.remove(&server).unwrap_or_default();
+                capabilities.sort();
+                facts.insert(
+                    server,
+                    read_server(&row).map(|r| server_facts(ServerRecord { capabilities, ..r })),
+                );
+            }
+        }
+        Ok(facts)
+    }
+
     /// What a server's status says beyond its resource. Presence is the live layer's to add.
     pub async fn server_facts(&self, server: ServerId) -> Result<ServerFacts, StoreError> {
-        let Some(record) = self.server(server).await? else { return Ok(ServerFacts::default()) };
-        Ok(ServerFacts {
-            registered_at: record.registered_at,
-            capabilities: record.capabilities,
-            public_address: record.public_address,
-            version: record.version,
-            verified: record.verified,
-            requires_verification: record.requires_verification,
-            verification_reason: record.verification_reason,
-            identity_digest: record.identity_digest,
-            pending_digest: record.pending_digest,
-            identity_changes: record.identity_changes,
-            presence: None,
-            state_generation: record.state_generation,
-            applied_generation: record.applied_generation,
-            behind_since: None,
-            problems: record.problems,
-            unreachable: record.unreachable,
-            revoked_at: record.revoked_at,
-            compromised: record.compromised,
-        })
+        Ok(self.server(server).await?.map(server_facts).unwrap_or_default())
     }
 
     /// What is known about a `RegistrationKey`.
@@ -194,6 +211,7 @@ impl Store {
             .await?;
         let Some(row) = row else { return Ok(PersonalKeyFacts::default()) };
         let mut facts = read_personal(&row)?;
+        (facts.rotations, facts.overlap_end, facts.unconfirmed) = self.rotation_facts(uid).await?;
         facts.devices = self.devices_of("key_id", uid).await?.into_iter().map(device_facts).collect();
         Ok(facts)
     }
@@ -214,13 +232,14 @@ impl Store {
         Ok(UserFacts { keys, devices })
     }
 
-    /// What became of an `Approval` or a `Revocation`.
+    /// What became of an `Approval`, a `Revocation` or a `DeviceDecision`.
     pub async fn decision_facts(&self, uid: Uuid) -> Result<DecisionFacts, StoreError> {
         let rows = query(
             "SELECT a.effective_at, s.name FROM approvals a JOIN servers s ON s.server_id = a.server_id \
              WHERE a.approval_uid = $1 UNION ALL \
              SELECT r.effective_at, s.name FROM revocations r LEFT JOIN servers s ON s.server_id = r.target_id \
-             WHERE r.revocation_uid = $1",
+             WHERE r.revocation_uid = $1 UNION ALL \
+             SELECT d.effective_at, NULL AS name FROM device_decisions d WHERE d.decision_uid = $1",
         )
         .bind(uid.to_string())
         .fetch_all(self.readers())
@@ -246,6 +265,37 @@ impl Store {
     }
 }
 
+fn server_facts(record: ServerRecord) -> ServerFacts {
+    ServerFacts {
+        registered_at: record.registered_at,
+        capabilities: record.capabilities,
+        public_address: record.public_address,
+        version: record.version,
+        verified: record.verified,
+        requires_verification: record.requires_verification,
+        verification_reason: record.verification_reason,
+        identity_digest: record.identity_digest,
+        pending_digest: record.pending_digest,
+        identity_changes: record.identity_changes,
+        identity_drift: record.identity_drift,
+        location: record.location,
+        presence: None,
+        state_generation: record.state_generation,
+        applied_generation: record.applied_generation,
+        behind_since: None,
+        problems: record.problems,
+        unreachable: record.unreachable,
+        revoked_at: record.revoked_at,
+        compromised: record.compromised,
+    }
+}
+
+/// A capability, if this release knows it.
+fn read_capability(row: &Row) -> Result<Option<Capability>, StoreError> {
+    let name = row.text("capability_type")?;
+    Ok(Capability::ALL.into_iter().find(|c| c.as_str() == name))
+}
+
 fn device_facts(view: DeviceView) -> DeviceFacts {
     DeviceFacts {
         id: view.id,
@@ -256,7 +306,7 @@ fn device_facts(view: DeviceView) -> DeviceFacts {
     }
 }
 
-fn read_server(row: &Row) -> Result<ServerRecord, StoreError> {
+pub(super) fn read_server(row: &Row) -> Result<ServerRecord, StoreError> {
     Ok(ServerRecord {
         server: row.parsed("server_id")?,
         namespace: row.parsed("namespace")?,
@@ -277,6 +327,8 @@ fn read_server(row: &Row) -> Result<ServerRecord, StoreError> {
         identity_digest: row.maybe_bytes32("identity_digest")?,
         pending_digest: row.maybe_bytes32("pending_digest")?,
         identity_changes: row.json("identity_changes")?,
+        identity_drift: row.count("identity_drift")?,
+        location: row.maybe_text("location")?,
         incarnation: row.maybe_parsed("incarnation")?,
         state_generation: row.count("state_generation")?,
         state_digest: row.maybe_bytes32("state_digest")?.map(Digest),
@@ -299,5 +351,8 @@ fn read_personal(row: &Row) -> Result<PersonalKeyFacts, StoreError> {
         compromised: row.text("status")? == "compromised",
         devices: Vec::new(),
         secret_file: registration::secret_file(row)?,
+        last_rotation: row.maybe_time("last_rotation_date")?,
+        manual_rotation_required: row.flag("manual_rotation_required")?,
+        ..PersonalKeyFacts::default()
     })
 }

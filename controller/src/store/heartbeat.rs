@@ -8,7 +8,6 @@ use std::{
 use horizon_model::{PublicKey, Secret, ServerId};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
-use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
@@ -22,12 +21,9 @@ use super::{
 const MAX_BATCH: usize = 4096;
 /// How many beats wait at most; more wait in their connections.
 const QUEUE: usize = 8192;
-/// How long a batch waits for more beats after its first.
-const GATHER: Duration = Duration::from_millis(20);
-/// The same when many come: fewer and larger transactions.
-const GATHER_MANY: Duration = Duration::from_millis(100);
-/// From this size of a batch on many come.
-const MANY: usize = 32;
+/// How long a batch waits for more beats after its first. With the commit it stays below the time (25 ms) after which QUIC
+/// acknowledges the beat's packet by itself: so it does that in the packet of the answer, and there is one packet less to send.
+const GATHER: Duration = Duration::from_millis(15);
 /// How long single beats are kept by default.
 pub const RETENTION: SignedDuration = SignedDuration::from_hours(24);
 
@@ -140,10 +136,9 @@ impl Heartbeats {
 }
 
 async fn write_batches(store: Store, options: HeartbeatOptions, mut waiting: mpsc::Receiver<Waiting>) {
-    let (mut batch, mut last) = (Vec::new(), 0);
+    let mut batch = Vec::new();
     while waiting.recv_many(&mut batch, MAX_BATCH).await > 0 {
-        let gather = if last < MANY { GATHER } else { GATHER_MANY };
-        let _ = tokio::time::timeout(gather, async {
+        let _ = tokio::time::timeout(GATHER, async {
             while batch.len() < MAX_BATCH {
                 let room = MAX_BATCH - batch.len();
                 if waiting.recv_many(&mut batch, room).await == 0 {
@@ -152,7 +147,6 @@ async fn write_batches(store: Store, options: HeartbeatOptions, mut waiting: mps
             }
         })
         .await;
-        last = batch.len();
         let (beats, replies): (Vec<_>, Vec<_>) = batch.drain(..).unzip();
         store.inner.metrics.set_queue_depth("heartbeats", beats.len() + waiting.len());
         match store.commit_beats(&beats, options).await {
@@ -359,13 +353,28 @@ async fn keep(db: &mut Connection, beats: impl Iterator<Item = &Beat>) -> Result
     Ok(())
 }
 
+/// Load and traffic as they are kept.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Kept {
+    uptime_seconds: u64,
+    memory_bytes: u64,
+    bytes_sent: u64,
+    bytes_received: u64,
+    load_percent: u32,
+}
+
 fn metrics(beat: &Beat) -> String {
     let m = &beat.metrics;
-    json!({
-        "uptimeSeconds": m.uptime_seconds, "memoryBytes": m.memory_bytes, "bytesSent": m.bytes_sent,
-        "bytesReceived": m.bytes_received, "loadPercent": m.load_percent,
-    })
-    .to_string()
+    let kept = Kept {
+        uptime_seconds: m.uptime_seconds,
+        memory_bytes: m.memory_bytes,
+        bytes_sent: m.bytes_sent,
+        bytes_received: m.bytes_received,
+        load_percent: m.load_percent,
+    };
+    // Numbers can always be written.
+    serde_json::to_string(&kept).unwrap_or_default()
 }
 
 fn read(row: &Row) -> Result<BeatHistory, StoreError> {

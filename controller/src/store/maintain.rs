@@ -5,10 +5,11 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    Store, StoreError,
+    Store, StoreError, admin_idempotency, admin_key, admin_session, anomaly, audit_chain, block,
     dialect::{Connection, Engine, query},
-    replicas,
+    notification, replicas,
     row::{Columns as _, millis},
+    service,
 };
 
 /// For how long things are kept.
@@ -76,14 +77,20 @@ impl Store {
         let keep = [retention.beats, retention.metrics, retention.audit];
         for ((table, delete), keep) in BY_TIME.into_iter().zip(keep) {
             let mut tx = self.begin().await?;
+            let mut before = before(keep);
+            if table == "audit_logs" {
+                // Whole months go, and the chain says so.
+                let month = before.div_euclid(audit_chain::MONTH);
+                before = month.saturating_mul(audit_chain::MONTH);
+                audit_chain::record_drop(&mut tx, month, now).await?;
+            }
             match tx.engine() {
                 Engine::Postgres => {
-                    let row =
-                        query("SELECT horizon_drop_partitions($1, $2) AS n").bind(table).bind(before(keep));
+                    let row = query("SELECT horizon_drop_partitions($1, $2) AS n").bind(table).bind(before);
                     done.dropped += row.fetch_one(&mut *tx).await?.count("n")?;
                 }
                 Engine::Sqlite => {
-                    done.deleted += query(delete).bind(before(keep)).execute(&mut *tx).await?.rows_affected();
+                    done.deleted += query(delete).bind(before).execute(&mut *tx).await?.rows_affected();
                 }
             }
             tx.commit().await?;
@@ -91,6 +98,14 @@ impl Store {
         let mut tx = self.begin().await?;
         done.deleted += prune(&mut tx, before(retention.challenges), before(retention.events)).await?;
         done.deleted += replicas::forget_silent(&mut tx, retention.replicas).await?;
+        let old = before(retention.events);
+        done.deleted += anomaly::prune(&mut tx, now, old).await?;
+        done.deleted += block::prune(&mut tx, now, old).await?;
+        done.deleted += notification::prune(&mut tx, old).await?;
+        done.deleted += service::prune(&mut tx, old).await?;
+        done.deleted += admin_session::forget_old(&mut tx, now, before(retention.events)).await?;
+        done.deleted += admin_key::forget_old(&mut tx, now).await?;
+        done.deleted += admin_idempotency::forget_old(&mut tx, now).await?;
         tx.commit().await?;
         Ok(done)
     }

@@ -28,7 +28,7 @@ pub(super) struct Migration {
 }
 
 /// The migrations, by number. A released one is never edited.
-pub(super) const MIGRATIONS: [Migration; 2] = [
+pub(super) const MIGRATIONS: [Migration; 10] = [
     Migration {
         version: 1,
         compatible_from: 1,
@@ -42,6 +42,62 @@ pub(super) const MIGRATIONS: [Migration; 2] = [
         text: include_str!("../../migrations/0002_replicas.sql"),
         sqlite: include_str!("../../migrations/0002_replicas.sqlite.sql"),
         postgres: include_str!("../../migrations/0002_replicas.postgres.sql"),
+    },
+    Migration {
+        version: 3,
+        compatible_from: 2,
+        text: include_str!("../../migrations/0003_identity.sql"),
+        sqlite: "",
+        postgres: "",
+    },
+    Migration {
+        version: 4,
+        compatible_from: 2,
+        text: include_str!("../../migrations/0004_rotation.sql"),
+        sqlite: "",
+        postgres: "",
+    },
+    Migration {
+        version: 5,
+        compatible_from: 2,
+        text: include_str!("../../migrations/0005_keysets.sql"),
+        sqlite: "",
+        postgres: "",
+    },
+    Migration {
+        version: 6,
+        compatible_from: 2,
+        text: include_str!("../../migrations/0006_devices.sql"),
+        sqlite: "",
+        postgres: "",
+    },
+    Migration {
+        version: 7,
+        compatible_from: 2,
+        text: include_str!("../../migrations/0007_detection.sql"),
+        sqlite: "",
+        postgres: include_str!("../../migrations/0007_detection.postgres.sql"),
+    },
+    Migration {
+        version: 8,
+        compatible_from: 2,
+        text: include_str!("../../migrations/0008_admins.sql"),
+        sqlite: "",
+        postgres: "",
+    },
+    Migration {
+        version: 9,
+        compatible_from: 2,
+        text: include_str!("../../migrations/0009_audit.sql"),
+        sqlite: "",
+        postgres: "",
+    },
+    Migration {
+        version: 10,
+        compatible_from: 2,
+        text: include_str!("../../migrations/0010_sealing.sql"),
+        sqlite: "",
+        postgres: "",
     },
 ];
 

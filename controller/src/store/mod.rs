@@ -3,70 +3,132 @@
 //! reached the disk. One connection writes, several read.
 
 mod address;
+mod admin;
+mod admin_end;
+mod admin_idempotency;
+mod admin_key;
+mod admin_login;
+mod admin_role;
+mod admin_session;
 mod adoption;
 mod again;
+mod anomaly;
+mod approval;
 mod attach;
 mod audit;
+mod audit_chain;
+mod audit_verify;
+mod block;
 mod challenge;
 mod changed;
 mod channels;
+mod client_report;
 mod device;
+mod device_decision;
+mod device_machine;
 mod dialect;
 mod document;
 mod effects;
 mod event;
+mod expiry;
+mod factors;
 mod facts;
+mod flag;
+mod handover;
+mod hashing;
 mod heartbeat;
 mod identity;
 mod ids;
+mod keyset;
 mod leadership;
 mod maintain;
 mod migrate;
 mod note;
+mod notification;
 mod notify;
+mod pages;
 mod personal;
 mod registration;
+mod reissue;
 mod replicas;
 mod resources;
 mod revocation;
+mod rotation;
+mod rotation_delivery;
+mod rotation_history;
+mod rotation_runs;
+mod rotation_versions;
 mod row;
 mod seal;
+mod service;
 mod session;
 mod session_rows;
 mod settings;
 mod state;
 mod status;
+mod task;
 #[cfg(test)]
 pub(crate) mod tests;
+mod traffic;
 mod usage;
+mod user_settings;
 
+pub use admin::{AdminChange, AdminError, AdminId, AdminView, NewAdmin, OneTimePassword, WhichAdmin};
+pub use admin_idempotency::{IdempotentRequest, Repeated};
+pub use admin_key::TokenKey;
+pub use admin_login::{Credentials, LoginError, OwnError, RecoveryDigests};
+pub use admin_role::RoleView;
+pub use admin_session::{
+    AdminSessionId, AdminSessionView, Begun, Caller, Duty, LogoutReason, SessionRefused, SignedIn,
+};
+pub use anomaly::{Anomaly, Look, Noted, Subject, SubjectKind};
 pub use attach::{AttachedServer, Attachment};
-pub use audit::{Actor, AuditEntry};
-pub use challenge::{Answered, ChallengeId};
+pub use audit::{Actor, AuditEntry, RemoteAdmin};
+pub use audit_chain::ChainHead;
+pub use audit_verify::{AuditReport, Finding, verify_audit};
+pub use block::{Block, BlockSeverity, BlockSource, NewBlock};
+pub use challenge::{Answered, ChallengeId, ChallengeRecord, ChallengeType};
 pub use channels::{ChannelHolder, PresenceRow};
+pub use client_report::ClientReport;
 pub use device::{DeviceRecord, DeviceView, EnrolError, Enrolled, KeyStanding};
 pub use dialect::{Database, InvalidUrl, PostgresOptions};
 pub use event::{EventFilter, NewEvent, SecurityEvent, Severity, Source};
+pub use expiry::KeyNewsFacts;
+pub use factors::FactorRecord;
 pub use facts::ServerRecord;
+pub use flag::Flag;
+pub use handover::{Claim, ClaimError, HandoverError, MAX_HANDOVER, NewHandover};
 pub use heartbeat::{
     Beat, BeatHistory, BeatOutcome, HeartbeatOptions, Heartbeats, RETENTION as BEAT_RETENTION,
 };
-pub use identity::{IdentityChanges, IdentityOutcome, SIGNIFICANT_PERCENT};
+pub use identity::{IdentityOutcome, Observation, is_own};
 pub use ids::{ChannelLease, Cursor, LeaderEpoch, ReplicaId, Revision};
+pub use keyset::{FreshKey, KeySetHolders, KeySetRotation, NewKeySet, NewKeySetRotation, StoredKeySet};
 pub use leadership::LeaseOutcome;
 pub use maintain::{Maintained, Retention};
 pub use migrate::MigrationReport;
+pub use notification::{Channel, Delivery, DeliveryCounts, NewNotification, Notification, Urgency, Way};
 pub use notify::MAX_NOTICE;
+pub use pages::{AuditFilter, DevicePage, EventPage, SessionPage};
 pub use personal::PersonalSecret;
 pub use registration::{IssueError, RegisterError, RegisterRequest, RegisteredServer};
-pub use replicas::{REPLICA_SILENT, ReplicaInfo, ReplicaRow};
+pub use reissue::{SecretRotation, SecretsRotated};
+pub use replicas::{Declaration, REPLICA_SILENT, ReplicaInfo, ReplicaRow};
 pub use resources::{Assigned, Change, CommitError, Committed, Guard, ResourceNews};
+pub use rotation::{Begun as BegunRotation, Confirmed, RotateError, Scheduled};
+pub use rotation_delivery::KeyDates;
+pub use rotation_history::{Rotated, RotationView};
+pub use rotation_runs::{PolicyFigures, Run, RunProgress};
 pub(crate) use seal::random;
 pub use seal::{EnvelopeKey, SealError};
+pub use service::{Report, Service, ServiceNote, ServiceState, Summary};
 pub use session::{EndReason, Ended, EndedBy, NewSession, SessionError, SessionOutcome, SessionStatus};
 pub use session_rows::{SessionRow, SessionView};
 pub use state::{AppliedState, StateNumber, StateNumbering};
+pub use task::{Task, TaskSpec};
+pub use traffic::{Moved, SessionLength};
 pub use usage::{SessionMinute, SessionsApplied, Usage};
+pub use user_settings::{SettingsDevice, SettingsView, WrappedKey};
 
 use std::{
     sync::{Arc, Mutex},
@@ -74,14 +136,20 @@ use std::{
 };
 
 use thiserror::Error;
-use tokio::sync::Semaphore;
 
 use crate::metrics::Metrics;
 use dialect::query;
+use hashing::Line;
 use seal::Sealer;
 
 /// How many Argon2id computations run at once; each takes 19 MiB and about 10 ms.
 const HASHING_PERMITS: usize = 2;
+/// How many wait for that: about a second's work of one core. More are sent away.
+const HASHING_WAITING: usize = 100;
+/// The same for passwords of administrators.
+const PASSWORD_PERMITS: usize = 1;
+/// How many more wait for that.
+const PASSWORDS_WAITING: usize = 32;
 /// How long closing waits for connections to come back.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -132,6 +200,12 @@ pub enum StoreError {
         "the connection to the database broke during a commit, so it is not known whether the change was made: {0}"
     )]
     Unknown(#[source] sqlx::Error),
+    /// The database has another KeySet of a version than the keys.
+    #[error(
+        "KeySet {0} of the database is not the one of the keys: one of them was restored from an older backup and went \
+         another way since; restore both of the same time"
+    )]
+    OtherKeySet(u64),
     /// Another replica leads since.
     #[error("another replica leads since: this one changes nothing any more")]
     Fenced,
@@ -144,6 +218,9 @@ pub enum StoreError {
     /// The store is being closed.
     #[error("the database is being closed")]
     Closed,
+    /// Too many secrets wait to be looked at.
+    #[error("too many secrets wait to be looked at: try again")]
+    Busy,
 }
 
 /// The database. A clone is another handle on the same one.
@@ -156,7 +233,9 @@ struct Inner {
     writer: dialect::Pool,
     readers: dialect::Pool,
     sealer: Sealer,
-    hashing: Semaphore,
+    hashing: Line,
+    /// Apart from the above: whoever floods one with work does not keep the other from its own.
+    passwords: Line,
     metrics: Metrics,
     watched: Mutex<Option<leadership::Watched>>,
 }
@@ -181,7 +260,8 @@ impl Store {
             writer,
             readers,
             sealer: Sealer::new(envelope),
-            hashing: Semaphore::new(HASHING_PERMITS),
+            hashing: Line::new(HASHING_PERMITS, HASHING_WAITING),
+            passwords: Line::new(PASSWORD_PERMITS, PASSWORDS_WAITING),
             metrics,
             watched: Mutex::new(None),
         };
@@ -240,6 +320,11 @@ impl Store {
 
     fn readers(&self) -> &dialect::Pool {
         &self.inner.readers
+    }
+
+    /// A stamp by which this controller, or another replica of it, knows again what it gave out.
+    pub fn stamp(&self, text: &[u8]) -> [u8; 32] {
+        self.sealer().stamp(text)
     }
 
     fn sealer(&self) -> &Sealer {

@@ -13,7 +13,7 @@ use super::{
     audit::{self, Record},
     changed, channels,
     dialect::{Connection, Row, Transaction, query},
-    effects, event, identity, leadership, resources,
+    effects, event, factors, identity, leadership, resources,
     row::{Columns as _, millis},
     seal::{Place, random},
 };
@@ -319,7 +319,8 @@ impl Store {
         query(
             "UPDATE servers SET registration_date = $1, public_key = $2, verification_secret = $3, \
              previous_secret = NULL, hostname = $4, version = $5, public_ip = $6, identity_digest = $7, \
-             pending_digest = NULL, identity_changes = '[]', requires_verification = FALSE, verification_reason = NULL, \
+             pending_digest = NULL, identity_changes = '[]', identity_drift = 0, challenges_v2 = FALSE, doubted_incarnation = NULL, \
+             location = $9, requires_verification = FALSE, verification_reason = NULL, \
              verified = NULL, incarnation = NULL, applied_epoch = 0, applied_generation = 0, applied_digest = NULL, \
              problems = '[]', addresses = '[]', unreachable = NULL, reissue_secret = FALSE, \
              state_generation = 0, state_digest = NULL WHERE server_id = $8",
@@ -332,11 +333,12 @@ impl Store {
         .bind(request.address.to_string())
         .bind(&digest[..])
         .bind(server.to_string())
+        .bind(identity::location(&request.factors))
         .execute(&mut **tx)
         .await?;
         effects::refresh_server(tx, &server.to_string()).await?;
         write_capabilities(tx, server, &request.capabilities, now).await?;
-        identity::start_factors(tx, server, &request.factors, now).await?;
+        factors::start(tx, server, &request.factors, now).await?;
         Ok(())
     }
 

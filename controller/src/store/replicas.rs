@@ -3,18 +3,23 @@
 use std::time::Duration;
 
 use horizon_model::DeviceId;
+use jiff::Timestamp;
 use serde_json::json;
 
 use super::{
     ReplicaId, Store, StoreError,
     dialect::{Builder, Connection, MAX_BINDS, Row, query},
     row::Columns as _,
+    settings,
 };
 
 /// A replica that has not been heard of for so long is taken for dead, by the database's clock.
 pub const REPLICA_SILENT: Duration = Duration::from_secs(5);
 /// The most replicas that are listed.
 const MAX_REPLICAS: u32 = 1000;
+
+/// Under which name it is noted where what is declared is read.
+const PLACE: &str = "leader.source";
 
 /// What a replica says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,26 +52,68 @@ impl ReplicaRow {
     }
 }
 
+/// What came of a replica's word where it reads what is declared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Declaration {
+    /// It is read where it was read before, or this is the first replica ever.
+    AsBefore,
+    /// It was read elsewhere before, and nobody who lives reads it there.
+    Moved,
+    /// A replica that lives reads it elsewhere.
+    Refused {
+        /// The name of that replica.
+        other: String,
+    },
+}
+
 impl Store {
     /// Notes that a replica is there, and what it says of itself.
     pub async fn replica_beat(&self, replica: ReplicaId, info: &ReplicaInfo) -> Result<(), StoreError> {
-        let addresses = json!(info.addresses).to_string();
         self.repeatable("replica_beat", || async {
             let mut tx = self.begin().await?;
-            query(
-                "INSERT INTO replicas (replica_id, name, addresses, draining, version, started, last_beat) \
-                 VALUES ($1, $2, $3, $4, $5, {now}, {now}) ON CONFLICT (replica_id) DO UPDATE SET \
-                 name = excluded.name, addresses = excluded.addresses, draining = excluded.draining, \
-                 version = excluded.version, last_beat = excluded.last_beat",
-            )
-            .bind(replica.to_string())
-            .bind(&info.name)
-            .bind(&addresses)
-            .bind(info.draining)
-            .bind(&info.version)
-            .execute(&mut *tx)
-            .await?;
+            beat(&mut tx, replica, info).await?;
             tx.commit().await
+        })
+        .await
+    }
+
+    /// Notes where a replica reads what is declared, and, with `info`, that it is there. Nothing is noted while another
+    /// that lives reads it elsewhere. Of several that start at once, one comes after the other.
+    pub async fn declare(
+        &self,
+        place: &str,
+        replica: ReplicaId,
+        info: Option<&ReplicaInfo>,
+        now: Timestamp,
+    ) -> Result<Declaration, StoreError> {
+        self.repeatable("declare", || async {
+            let mut tx = self.begin().await?;
+            tx.serialise(PLACE).await?;
+            let before: Option<String> = settings::get(&mut tx, PLACE).await?;
+            let moved = before.as_deref().is_some_and(|before| before != place);
+            if moved {
+                let rows = query("SELECT replicas.*, {now} AS clock FROM replicas ORDER BY started LIMIT $1")
+                    .bind(MAX_REPLICAS)
+                    .fetch_all(&mut *tx)
+                    .await?;
+                for row in &rows {
+                    let row = read(row)?;
+                    if row.alive() && row.replica != replica {
+                        return Ok(Declaration::Refused { other: row.info.name });
+                    }
+                }
+            }
+            if before.as_deref() != Some(place) {
+                settings::put(&mut tx, PLACE, &place, now).await?;
+            }
+            if let Some(info) = info {
+                beat(&mut tx, replica, info).await?;
+            }
+            tx.commit().await?;
+            Ok(match moved {
+                true => Declaration::Moved,
+                false => Declaration::AsBefore,
+            })
         })
         .await
     }
@@ -163,6 +210,23 @@ impl Store {
 
 fn channel(row: &Row) -> Result<(DeviceId, ReplicaId), StoreError> {
     Ok((row.parsed("device_id")?, row.parsed("replica_id")?))
+}
+
+async fn beat(db: &mut Connection, replica: ReplicaId, info: &ReplicaInfo) -> Result<(), StoreError> {
+    query(
+        "INSERT INTO replicas (replica_id, name, addresses, draining, version, started, last_beat) \
+         VALUES ($1, $2, $3, $4, $5, {now}, {now}) ON CONFLICT (replica_id) DO UPDATE SET \
+         name = excluded.name, addresses = excluded.addresses, draining = excluded.draining, \
+         version = excluded.version, last_beat = excluded.last_beat",
+    )
+    .bind(replica.to_string())
+    .bind(&info.name)
+    .bind(json!(info.addresses).to_string())
+    .bind(info.draining)
+    .bind(&info.version)
+    .execute(db)
+    .await?;
+    Ok(())
 }
 
 /// How long ago a time of the database's clock was. A clock that was set back makes it now.

@@ -409,27 +409,25 @@ fn origin_columns(origin: &Origin) -> (String, Option<String>) {
 /// The living resources that changes name: one by one for a few changes, in one pass for many.
 async fn living(db: &mut Connection, changes: &[Change]) -> Result<HashMap<ResourceId, Living>, StoreError> {
     const FEW: usize = 64;
-    const SELECT: &str = "SELECT uid, kind, namespace, name, generation, spec_digest, number, created_at, document, origin, origin_path \
-         FROM resources WHERE deleted_at IS NULL";
+    let select = || {
+        let mut select = Builder::new("SELECT ");
+        select.push(LIVING_COLUMNS).push(" FROM resources WHERE deleted_at IS NULL");
+        select
+    };
     let mut found = HashMap::new();
     if changes.len() > FEW {
-        for row in &query(SELECT).fetch_all(&mut *db).await? {
+        for row in &select().build().fetch_all(&mut *db).await? {
             let (id, living) = read_living(row)?;
             found.insert(id, living);
         }
         return Ok(found);
     }
     for id in changes.iter().map(Change::id) {
-        let row = query(
-            "SELECT uid, kind, namespace, name, generation, spec_digest, number, created_at, document, origin, origin_path \
-             FROM resources WHERE kind = $1 AND namespace = $2 AND name = $3 AND deleted_at IS NULL",
-        )
-        .bind(id.kind.as_str())
-        .bind(id.namespace.as_str())
-        .bind(id.name.as_str())
-        .fetch_optional(&mut *db)
-        .await?;
-        if let Some(row) = row {
+        let mut one = select();
+        one.push(" AND kind = ").push_bind(id.kind.as_str());
+        one.push(" AND namespace = ").push_bind(id.namespace.as_str());
+        one.push(" AND name = ").push_bind(id.name.as_str());
+        if let Some(row) = one.build().fetch_optional(&mut *db).await? {
             let (id, living) = read_living(&row)?;
             found.insert(id, living);
         }

@@ -226,8 +226,8 @@ pub(super) async fn personal_key(
 
 async fn device(db: &mut Connection, id: &str, reason: &str, now: Timestamp) -> Result<(), StoreError> {
     query(
-        "UPDATE devices SET status = 'blocked', blocked_date = $1, blocked_reason = $2 \
-         WHERE device_id = $3 AND blocked_date IS NULL",
+        "UPDATE devices SET status = 'blocked', blocked_date = $1, blocked_reason = $2, revoked_date = $1 \
+         WHERE device_id = $3 AND revoked_date IS NULL",
     )
     .bind(millis(now))
     .bind(reason)

@@ -26,6 +26,14 @@ pub(super) enum Place {
     Verification,
     /// The secret of a session.
     Session,
+    /// The private half of the key that a KeySet brought in.
+    KeySet,
+    /// What makes the one-time codes of an administrator.
+    Totp,
+    /// The private half of a key of tokens.
+    TokenKey,
+    /// What a request with an idempotency key was answered.
+    Answer,
 }
 
 impl Place {
@@ -33,6 +41,10 @@ impl Place {
         match self {
             Self::Verification => b"verification secret of ",
             Self::Session => b"session secret of ",
+            Self::KeySet => b"private key of KeySet ",
+            Self::Totp => b"one-time codes of ",
+            Self::TokenKey => b"token key ",
+            Self::Answer => b"answer to ",
         }
     }
 }
@@ -41,6 +53,7 @@ impl Place {
 pub(super) struct Sealer {
     key: RandomizedNonceKey,
     tags: hmac::Key,
+    stamps: hmac::Key,
     check: Vec<u8>,
 }
 
@@ -51,8 +64,9 @@ impl Sealer {
         let key = RandomizedNonceKey::new(&AES_256_GCM, derive(b"horizon store seal v1").as_ref())
             .expect("an HMAC-SHA256 tag has the length of an AES-256 key");
         let tags = hmac::Key::new(hmac::HMAC_SHA256, derive(b"horizon personal key tag v1").as_ref());
+        let stamps = hmac::Key::new(hmac::HMAC_SHA256, derive(b"horizon challenge stamp v1").as_ref());
         let check = derive(b"horizon store check v1").as_ref()[..16].to_vec();
-        Self { key, tags, check }
+        Self { key, tags, stamps, check }
     }
 
     /// A value by which the database knows its envelope key again. It says nothing about the key.
@@ -62,18 +76,33 @@ impl Sealer {
 
     /// Nonce, ciphertext and tag of a secret of `owner`.
     pub(super) fn seal(&self, place: Place, owner: &[u8; 16], secret: &Secret) -> Vec<u8> {
-        let mut text = zeroize::Zeroizing::new(secret.expose().to_vec());
+        self.seal_bytes(place, owner, secret.expose())
+    }
+
+    /// The same for bytes of any length.
+    pub(super) fn seal_bytes(&self, place: Place, owner: &[u8; 16], secret: &[u8]) -> Vec<u8> {
+        let mut text = zeroize::Zeroizing::new(secret.to_vec());
         let aad = Aad::from([place.label(), owner].concat());
         // Sealing fails only for texts of many gibibytes and for a broken random generator, without which nothing works.
         let nonce = self
             .key
             .seal_in_place_append_tag(aad, &mut *text)
-            .expect("32 bytes can be sealed with a random nonce");
+            .expect("a few bytes can be sealed with a random nonce");
         [nonce.as_ref().as_slice(), &text].concat()
     }
 
     /// The secret of `owner`.
     pub(super) fn open(&self, place: Place, owner: &[u8; 16], sealed: &[u8]) -> Result<Secret, SealError> {
+        Secret::from_slice(&self.open_bytes(place, owner, sealed)?).ok_or(SealError)
+    }
+
+    /// The bytes of `owner`.
+    pub(super) fn open_bytes(
+        &self,
+        place: Place,
+        owner: &[u8; 16],
+        sealed: &[u8],
+    ) -> Result<zeroize::Zeroizing<Vec<u8>>, SealError> {
         let (nonce, text) = sealed.split_first_chunk::<NONCE_LEN>().ok_or(SealError)?;
         let mut text = zeroize::Zeroizing::new(text.to_vec());
         let aad = Aad::from([place.label(), owner].concat());
@@ -81,7 +110,16 @@ impl Sealer {
             .key
             .open_in_place(Nonce::assume_unique_for_key(*nonce), aad, &mut text)
             .map_err(|_| SealError)?;
-        Secret::from_slice(open).ok_or(SealError)
+        let length = open.len();
+        text.truncate(length);
+        Ok(text)
+    }
+
+    /// A stamp by which the controller, or another replica of it, knows again what it gave out.
+    pub(super) fn stamp(&self, text: &[u8]) -> [u8; 32] {
+        let mut out = [0; 32];
+        out.copy_from_slice(hmac::sign(&self.stamps, text).as_ref());
+        out
     }
 
     /// Completes the random part of a personal key's secret by its tag.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use horizon_controller_core::{DeviceStanding, Grant, ServerStanding};
+use horizon_controller_core::{Denial, DeviceStanding, Grant, ServerStanding};
 use horizon_model::{DeviceId, NetworkId, Secret, ServerId, SessionConflict, SessionId};
 use jiff::Timestamp;
 use serde_json::json;
@@ -10,10 +10,10 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use super::{
-    DeviceRecord, SessionRow, Store, StoreError, address, changed,
-    device::{key_standing, standing},
+    DeviceRecord, NewEvent, SessionRow, Severity, Source, Store, StoreError, address, changed,
+    device::{called, key_standing, own_standing, person, standing},
     dialect::{Connection, query},
-    facts,
+    event, facts,
     row::{Columns as _, millis},
     seal::{Place, random},
 };
@@ -129,6 +129,13 @@ pub enum SessionOutcome {
         /// The server it is on.
         server: ServerId,
     },
+    /// A session of another device of the user has ended, and its appliance has not confirmed yet that it admits it no more.
+    Unreleased {
+        /// That session, as a conflict would name it.
+        conflict: SessionConflict,
+        /// The server it was on.
+        server: ServerId,
+    },
 }
 
 /// Why no session was granted.
@@ -137,6 +144,9 @@ pub enum SessionError {
     /// The device may not, since just now.
     #[error("the device may no longer connect")]
     Device(DeviceStanding),
+    /// The user may not, since just now.
+    #[error(transparent)]
+    User(Denial),
     /// The server may not, since just now.
     #[error("the server takes no new sessions")]
     Server(ServerStanding),
@@ -178,7 +188,7 @@ impl Store {
         let mut tx = self.begin().await?;
         // Of several requests for one user, one comes first and the others see it.
         tx.serialise(&format!("sessions of {}", device.user)).await?;
-        recheck(&mut tx, device.id, server, now).await?;
+        recheck(&mut tx, device, server, now).await?;
         let mut replaced = None;
         if let Some(live) = live_of_user(&mut tx, device.user).await? {
             if live.device == device.id {
@@ -191,6 +201,9 @@ impl Store {
             } else {
                 return Ok(SessionOutcome::Conflict { conflict: live.conflict, server: live.server });
             }
+        }
+        if let Some((conflict, server)) = unreleased(&mut tx, device).await? {
+            return Ok(SessionOutcome::Unreleased { conflict, server });
         }
         let sessions = query(
             "SELECT COUNT(*) AS n FROM connections WHERE server_id = $1 AND status IN ('requested', 'active')",
@@ -242,7 +255,8 @@ impl Store {
             device_name: device.name.clone(),
             user: device.user,
             status: SessionStatus::Requested,
-            blocked: device.blocked,
+            own_standing: device.own_standing,
+            traits: device.traits.clone(),
             key_standing: device.key_standing,
             client: request.client,
             addresses,
@@ -278,6 +292,79 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Ends a session without the word of its appliance, which may still admit it, and records that as an event. The same of
+    /// one that has ended and was not released. Whether it changed anything.
+    pub async fn end_unconfirmed(
+        &self,
+        session: SessionId,
+        reason: &str,
+        now: Timestamp,
+    ) -> Result<Option<Ended>, StoreError> {
+        let _timed = self.timed("end_unconfirmed");
+        let ended = self
+            .retried("end_unconfirmed", || async {
+                let mut tx = self.begin().await?;
+                let row = query(
+                    "UPDATE connections SET status = 'interrupted', connection_end = COALESCE(connection_end, $1), \
+                     termination_reason = $2, initiated_by = COALESCE(initiated_by, 'client'), connected = FALSE \
+                     WHERE connection_id = $3 AND released_date IS NULL AND status <> 'interrupted' \
+                     RETURNING server_id, device_id",
+                )
+                .bind(millis(now))
+                .bind(reason)
+                .bind(session.to_string())
+                .fetch_optional(&mut *tx)
+                .await?;
+                let Some(row) = row else { return Ok::<_, StoreError>(None) };
+                let server: ServerId = row.parsed("server_id")?;
+                changed::touch(&mut tx, &server.to_string()).await?;
+                let event = NewEvent {
+                    kind: "unconfirmed_takeover",
+                    severity: Severity::Medium,
+                    source: Source::Session(session),
+                    address: None,
+                    description: format!("session {session} ended without the word of its appliance: {reason}"),
+                    data: serde_json::json!({ "server": server.to_string() }),
+                };
+                event::write(&mut tx, &event, now).await?;
+                tx.commit().await?;
+                Ok(Some(Ended { session, server, device: row.parsed("device_id")?, reason: reason.to_owned() }))
+            })
+            .await?;
+        if ended.is_some() {
+            self.inner.metrics.security_event("unconfirmed_takeover");
+            self.inner.metrics.session_ended(SessionStatus::Interrupted.as_str());
+        }
+        Ok(ended)
+    }
+}
+
+/// The newest session of another device of the user that has ended and that its appliance may still admit.
+async fn unreleased(
+    db: &mut Connection,
+    device: &DeviceRecord,
+) -> Result<Option<(SessionConflict, ServerId)>, StoreError> {
+    let row = query(
+        "SELECT c.connection_id, c.connection_start, c.server_id, d.device_name, d.given_name, s.name FROM connections c \
+         JOIN devices d ON d.device_id = c.device_id JOIN servers s ON s.server_id = c.server_id \
+         WHERE c.user_uid = $1 AND c.device_id <> $2 AND c.kind = 'access' AND c.released_date IS NULL \
+         AND c.status NOT IN ('requested', 'active', 'interrupted') ORDER BY c.connection_id DESC LIMIT 1",
+    )
+    .bind(device.user.to_string())
+    .bind(device.id.to_string())
+    .fetch_optional(&mut *db)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let conflict = SessionConflict {
+        session: row.parsed("connection_id")?,
+        device_name: called(&row)?,
+        server_name: row.text("name")?,
+        since: row.time("connection_start")?,
+    };
+    Ok(Some((conflict, row.parsed("server_id")?)))
+}
+
 fn network_name(name: &str) -> String {
     if name.is_empty() { "the access network".into() } else { format!("the network '{name}'") }
 }
@@ -290,7 +377,7 @@ struct Live {
 
 async fn live_of_user(db: &mut Connection, user: Uuid) -> Result<Option<Live>, StoreError> {
     let row = query(
-        "SELECT c.connection_id, c.connection_start, c.device_id, c.server_id, d.device_name, s.name FROM connections c \
+        "SELECT c.connection_id, c.connection_start, c.device_id, c.server_id, d.device_name, d.given_name, s.name FROM connections c \
          JOIN devices d ON d.device_id = c.device_id JOIN servers s ON s.server_id = c.server_id \
          WHERE c.user_uid = $1 AND c.kind = 'access' AND c.status IN ('requested', 'active')",
     )
@@ -301,7 +388,7 @@ async fn live_of_user(db: &mut Connection, user: Uuid) -> Result<Option<Live>, S
     Ok(Some(Live {
         conflict: SessionConflict {
             session: row.parsed("connection_id")?,
-            device_name: row.text("device_name")?,
+            device_name: called(&row)?,
             server_name: row.text("name")?,
             since: row.time("connection_start")?,
         },
@@ -313,19 +400,31 @@ async fn live_of_user(db: &mut Connection, user: Uuid) -> Result<Option<Live>, S
 /// Looks again, inside the transaction, at what may have been revoked since policy was asked.
 async fn recheck(
     db: &mut Connection,
-    device: DeviceId,
+    device: &DeviceRecord,
     server: ServerId,
     now: Timestamp,
 ) -> Result<(), SessionError> {
+    // What a replica knows of the user may be older than the database.
+    match person(db, device.user).await? {
+        Some(person) if person.suspended => {
+            let reason = person.suspension_reason.to_string();
+            return Err(SessionError::User(Denial::Suspended { user: device.user_name.clone(), reason }));
+        }
+        Some(_) => {}
+        None => return Err(SessionError::User(Denial::UserGone)),
+    }
     let row = query(
-        "SELECT d.blocked_date, k.deactivation_date, k.expiration_date FROM devices d \
-         JOIN personal_keys k ON k.key_id = d.key_id WHERE d.device_id = $1 AND d.status <> 'inactive' {share}",
+        "SELECT d.status, d.revoked_date, d.replaced_date, k.deactivation_date, k.expiration_date FROM devices d \
+         JOIN personal_keys k ON k.key_id = d.key_id WHERE d.device_id = $1 {share}",
     )
-    .bind(device.to_string())
+    .bind(device.id.to_string())
     .fetch_optional(&mut *db)
     .await?
     .ok_or(SessionError::Device(DeviceStanding::Revoked))?;
-    match standing(row.maybe_time("blocked_date")?.is_some(), key_standing(&row)?, now) {
+    match standing(own_standing(&row)?, key_standing(&row)?, now) {
+        DeviceStanding::Good if row.text("status")? == "suspicious" && !device.traits.suspicious => {
+            return Err(SessionError::Device(DeviceStanding::Suspicious));
+        }
         DeviceStanding::Good => {}
         other => return Err(SessionError::Device(other)),
     }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use horizon_controller_core::{DeviceStanding, SessionFacts};
+use horizon_controller_core::{DeviceStanding, DeviceTraits, SessionFacts};
 use horizon_model::{
     DeviceId, NetworkId, PublicKey, Secret, ServerId, SessionConflict, SessionId, SessionKind,
 };
@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{
     KeyStanding, SessionStatus, Store, StoreError,
-    device::{key_standing, standing},
+    device::{called, key_standing, standing},
     dialect::{Builder, Row, query},
     row::{Columns as _, millis},
     seal::Place,
@@ -35,8 +35,10 @@ pub struct SessionRow {
     pub user: Uuid,
     /// Requested or active.
     pub status: SessionStatus,
-    /// Whether its device was revoked, or belongs to another user now.
-    pub blocked: bool,
+    /// What speaks against its device itself.
+    pub own_standing: DeviceStanding,
+    /// What policies may ask of its device.
+    pub traits: DeviceTraits,
     /// Where the personal key of its device stands.
     pub key_standing: KeyStanding,
     /// Where the device was seen that asked for it.
@@ -69,7 +71,7 @@ impl SessionRow {
 
     /// What speaks against its device at a time.
     pub fn standing(&self, now: Timestamp) -> DeviceStanding {
-        standing(self.blocked, self.key_standing, now)
+        standing(self.own_standing, self.key_standing, now)
     }
 }
 
@@ -89,6 +91,8 @@ pub struct SessionView {
     pub device_id: DeviceId,
     /// On which server.
     pub server: String,
+    /// Where the device was seen that asked for it.
+    pub client_address: IpAddr,
     /// `requested`, `active`, `terminated`, `failed`, `timeout` or `interrupted`.
     pub status: String,
     /// `vpn`, `lan_emulation` or `both`.
@@ -114,9 +118,15 @@ pub struct SessionView {
     pub rtt_micros: u64,
 }
 
-const LIVE: &str = "SELECT c.*, d.public_key, d.device_name, d.status AS device_status, k.deactivation_date, \
+const LIVE: &str = "SELECT c.*, d.public_key, d.device_name, d.given_name, d.platform, d.revoked_date, d.replaced_date, \
+     d.status AS device_status, k.deactivation_date, \
      k.expiration_date, s.name AS server_name FROM connections c JOIN devices d ON d.device_id = c.device_id \
      JOIN personal_keys k ON k.key_id = d.key_id JOIN servers s ON s.server_id = c.server_id WHERE c.status IN ('requested', 'active') ";
+
+/// Sessions as lists show them.
+pub(super) const VIEW: &str = "SELECT c.*, d.device_name, d.given_name, s.name AS server_name, k.namespace, k.user_name FROM connections c \
+             JOIN devices d ON d.device_id = c.device_id JOIN servers s ON s.server_id = c.server_id \
+             JOIN personal_keys k ON k.key_id = c.key_id ";
 
 impl Store {
     /// The live sessions of a server, oldest first.
@@ -216,11 +226,38 @@ impl Store {
         row.map(|row| Ok(row.maybe_text("termination_reason")?.unwrap_or_default())).transpose()
     }
 
+    /// Live sessions that were asked for from a range of addresses.
+    pub async fn sessions_from(&self, range: ipnet::IpNet) -> Result<Vec<SessionId>, StoreError> {
+        let rows =
+            query("SELECT connection_id, client_ip FROM connections WHERE status IN ('requested', 'active')")
+                .fetch_all(self.readers())
+                .await?;
+        let mut found = Vec::new();
+        for row in &rows {
+            let address: std::net::IpAddr = row.parsed("client_ip")?;
+            if range.contains(&address.to_canonical()) {
+                found.push(row.parsed("connection_id")?);
+            }
+        }
+        Ok(found)
+    }
+
     /// Live sessions that nobody used since a time: no connection carries them, and none did since.
     pub async fn idle_sessions(&self, since: Timestamp) -> Result<Vec<SessionRow>, StoreError> {
         let mut query = Builder::new(LIVE);
         query.push(
             "AND c.status = 'active' AND NOT c.connected AND COALESCE(c.last_connected, c.activated_date) < ",
+        );
+        query.push_bind(millis(since));
+        let rows = query.build().fetch_all(self.readers()).await?;
+        rows.iter().map(|row| self.read_session(row)).collect()
+    }
+
+    /// Sessions that their appliance said to be connected and of which it has said nothing since a time.
+    pub async fn silent_sessions(&self, since: Timestamp) -> Result<Vec<SessionRow>, StoreError> {
+        let mut query = Builder::new(LIVE);
+        query.push(
+            "AND c.status = 'active' AND c.connected AND COALESCE(c.server_reported, c.activated_date) < ",
         );
         query.push_bind(millis(since));
         let rows = query.build().fetch_all(self.readers()).await?;
@@ -237,12 +274,24 @@ impl Store {
 
     /// Sessions, live ones first, then the newest first.
     pub async fn list_sessions(&self, limit: u32) -> Result<Vec<SessionView>, StoreError> {
+        let mut query = Builder::new(VIEW);
+        query.push("ORDER BY CASE WHEN c.status IN ('requested', 'active') THEN 0 ELSE 1 END, c.connection_id DESC LIMIT ").push_bind(limit);
+        let rows = query.build().fetch_all(self.readers()).await?;
+        rows.iter().map(view).collect()
+    }
+
+    /// The sessions of a device, the newest first.
+    pub async fn sessions_of_device(
+        &self,
+        device: DeviceId,
+        limit: u32,
+    ) -> Result<Vec<SessionView>, StoreError> {
         let rows = query(
-            "SELECT c.*, d.device_name, s.name AS server_name, k.namespace, k.user_name FROM connections c \
+            "SELECT c.*, d.device_name, d.given_name, s.name AS server_name, k.namespace, k.user_name FROM connections c \
              JOIN devices d ON d.device_id = c.device_id JOIN servers s ON s.server_id = c.server_id \
-             JOIN personal_keys k ON k.key_id = c.key_id \
-             ORDER BY CASE WHEN c.status IN ('requested', 'active') THEN 0 ELSE 1 END, c.connection_id DESC LIMIT $1",
+             JOIN personal_keys k ON k.key_id = c.key_id WHERE c.device_id = $1 ORDER BY c.connection_id DESC LIMIT $2",
         )
+        .bind(device.to_string())
         .bind(limit)
         .fetch_all(self.readers())
         .await?;
@@ -260,10 +309,20 @@ impl Store {
                 .maybe_bytes32("public_key")?
                 .map(PublicKey)
                 .ok_or(StoreError::Corrupt { column: "public_key", why: "is missing".into() })?,
-            device_name: row.text("device_name")?,
+            device_name: called(row)?,
             user: row.parsed("user_uid")?,
             status: if active { SessionStatus::Active } else { SessionStatus::Requested },
-            blocked: matches!(row.text("device_status")?.as_str(), "blocked" | "inactive"),
+            own_standing: match row.text("device_status")?.as_str() {
+                _ if row.maybe_time("revoked_date")?.is_some() => DeviceStanding::Revoked,
+                "blocked" => DeviceStanding::Blocked,
+                "inactive" => DeviceStanding::Forgotten,
+                _ => DeviceStanding::Good,
+            },
+            traits: DeviceTraits {
+                id: row.parsed("device_id")?,
+                platform: row.text("platform")?,
+                suspicious: row.text("device_status")? == "suspicious",
+            },
             key_standing: key_standing(row)?,
             client: row.parsed("client_ip")?,
             addresses: row.json("allocated_resources")?,
@@ -276,15 +335,16 @@ impl Store {
     }
 }
 
-fn view(row: &Row) -> Result<SessionView, StoreError> {
+pub(super) fn view(row: &Row) -> Result<SessionView, StoreError> {
     let addresses: Vec<(NetworkId, Vec<IpAddr>)> = row.json("allocated_resources")?;
     Ok(SessionView {
         id: row.parsed("connection_id")?,
         namespace: row.text("namespace")?,
         user: row.text("user_name")?,
-        device: row.text("device_name")?,
+        device: called(row)?,
         device_id: row.parsed("device_id")?,
         server: row.text("server_name")?,
+        client_address: row.parsed("client_ip")?,
         status: row.text("status")?,
         kind: row.text("connection_type")?,
         addresses: addresses.into_iter().flat_map(|(_, list)| list).collect(),

@@ -66,6 +66,15 @@ pub(super) async fn epoch(db: &mut Connection) -> Result<u64, StoreError> {
     Ok(get(db, EPOCH).await?.unwrap_or(FIRST_EPOCH))
 }
 
+/// Notes the version of a KeySet that was made.
+pub(super) async fn raise_keyset(
+    db: &mut Connection,
+    version: u64,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    put(db, KEYSET, &version, now).await
+}
+
 impl Store {
     /// Notes the version of the KeySet in use. Returns the newest that was ever in use, so that a key directory that was
     /// rolled back shows.

@@ -1,6 +1,6 @@
 //! Statuses of resources, as the engine last wrote them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{
     LeaderEpoch, Store, StoreError,
-    dialect::query,
+    dialect::{Builder, MAX_BINDS, query},
     leadership,
     row::{Columns as _, millis},
 };
@@ -39,16 +39,22 @@ impl Store {
         {
             return Err(StoreError::Fenced);
         }
-        for (uid, status) in statuses {
-            query(
-                "INSERT INTO resource_status (uid, status, updated_at) SELECT uid, $2, $3 FROM resources WHERE uid = $1 \
+        // One row for each, in one order, so that two that write many do not wait for each other in a circle.
+        let last: BTreeMap<_, _> = statuses.iter().map(|(uid, status)| (*uid, status)).collect();
+        let rows: Vec<_> = last.into_iter().collect();
+        for chunk in rows.chunks(MAX_BINDS / 2 - 1) {
+            let mut insert = Builder::new(
+                "INSERT INTO resource_status (uid, status, updated_at) SELECT r.uid, v.column2, ",
+            );
+            insert.push_bind(millis(now)).push(" FROM (");
+            insert.push_values(chunk, |row, (uid, status)| {
+                row.push_bind(uid.to_string()).push_bind(status.to_string());
+            });
+            insert.push(
+                ") AS v JOIN resources r ON r.uid = v.column1 WHERE TRUE \
                  ON CONFLICT (uid) DO UPDATE SET status = excluded.status, updated_at = excluded.updated_at",
-            )
-            .bind(uid.to_string())
-            .bind(status.to_string())
-            .bind(millis(now))
-            .execute(&mut *tx)
-            .await?;
+            );
+            insert.build().execute(&mut *tx).await?;
         }
         tx.commit().await
     }
@@ -63,6 +69,26 @@ impl Store {
         .fetch_optional(self.readers())
         .await?;
         row.map(|row| row.json("status")).transpose()
+    }
+
+    /// The statuses of these resources, of those that are in force and have one. One that cannot be read is an error of its
+    /// own.
+    pub async fn statuses_of(
+        &self,
+        uids: &[Uuid],
+    ) -> Result<Vec<(Uuid, Result<Value, StoreError>)>, StoreError> {
+        let mut statuses = Vec::new();
+        for chunk in uids.chunks(MAX_BINDS) {
+            let mut select = Builder::new(
+                "SELECT s.uid, s.status FROM resource_status s JOIN resources r ON r.uid = s.uid \
+                 WHERE r.deleted_at IS NULL AND s.uid IN ",
+            );
+            select.push_list(chunk.iter().map(Uuid::to_string));
+            for row in select.build().fetch_all(self.readers()).await? {
+                statuses.push((row.parsed("uid")?, row.json("status")));
+            }
+        }
+        Ok(statuses)
     }
 
     /// The statuses of all resources in force, each as the text of its JSON.

@@ -23,6 +23,12 @@ pub struct Usage {
     pub known: usize,
     /// How many are not.
     pub unknown: usize,
+    /// How many of these were never granted to the server.
+    pub ungranted: usize,
+    /// How many of these are said to be connected, although the server confirmed their end before.
+    pub after_end: usize,
+    /// How many sessions that are connected moved fewer bytes than was reported before by the same process.
+    pub decreased: usize,
 }
 
 /// What a session moved in a minute.
@@ -65,12 +71,18 @@ impl Store {
             let mut noted = Usage::default();
             let mut tx = self.begin().await?;
             if !channels::hold(&mut tx, server, lease).await? {
-                return Ok(Usage { known: 0, unknown: usage.len() });
+                return Ok(Usage { unknown: usage.len(), ..Usage::default() });
             }
             for session in usage {
                 match note(&mut tx, server, session, now).await? {
-                    true => noted.known += 1,
-                    false => noted.unknown += 1,
+                    Some(decreased) => {
+                        noted.known += 1;
+                        noted.decreased += usize::from(decreased);
+                    }
+                    None => {
+                        noted.unknown += 1;
+                        judge_unknown(&mut tx, server, session, &mut noted).await?;
+                    }
                 }
             }
             tx.commit().await?;
@@ -222,38 +234,65 @@ async fn release(
     Ok(any)
 }
 
-/// Notes one report. Whether the session is live and the server's.
+/// Judges a report about a session that is not live.
+async fn judge_unknown(
+    db: &mut Connection,
+    server: ServerId,
+    usage: &SessionUsage,
+    noted: &mut Usage,
+) -> Result<(), StoreError> {
+    let row = query("SELECT released_date FROM connections WHERE connection_id = $1 AND server_id = $2")
+        .bind(usage.session.to_string())
+        .bind(server.to_string())
+        .fetch_optional(&mut *db)
+        .await?;
+    match row {
+        None => noted.ungranted += 1,
+        Some(row) if usage.connected && row.maybe_time("released_date")?.is_some() => noted.after_end += 1,
+        Some(_) => {}
+    }
+    Ok(())
+}
+
+/// Notes one report about a session that is live and the server's; `None` for others. Whether the bytes became fewer although
+/// the process that carries the session is the same: one that started anew has no session connected before it says so.
 async fn note(
     db: &mut Connection,
     server: ServerId,
     usage: &SessionUsage,
     now: Timestamp,
-) -> Result<bool, StoreError> {
+) -> Result<Option<bool>, StoreError> {
     let row = query(
-        "SELECT bytes_sent, bytes_received FROM connections WHERE connection_id = $1 AND server_id = $2 \
+        "SELECT bytes_sent, bytes_received, connected FROM connections WHERE connection_id = $1 AND server_id = $2 \
          AND status IN ('requested', 'active') {lock}",
     )
     .bind(usage.session.to_string())
     .bind(server.to_string())
     .fetch_optional(&mut *db)
     .await?;
-    let Some(row) = row else { return Ok(false) };
+    let Some(row) = row else { return Ok(None) };
+    let before = (row.count("bytes_sent")?, row.count("bytes_received")?);
+    // An appliance that started anew counts from 0 again.
+    let moved = |now: u64, before: u64| int(now.checked_sub(before).unwrap_or(now));
+    let sent = moved(usage.bytes_sent, before.0);
+    let received = moved(usage.bytes_received, before.1);
     query(
         "UPDATE connections SET connected = $1, last_connected = CASE WHEN $1 OR connected THEN $2 \
-         ELSE last_connected END, bytes_sent = $3, bytes_received = $4, rtt_micros = $5 WHERE connection_id = $6",
+         ELSE last_connected END, bytes_sent = $3, bytes_received = $4, rtt_micros = $5, server_reported = $2, \
+         total_sent = total_sent + $6, total_received = total_received + $7 WHERE connection_id = $8",
     )
     .bind(usage.connected)
     .bind(millis(now))
     .bind(int(usage.bytes_sent))
     .bind(int(usage.bytes_received))
     .bind(int(usage.rtt_micros))
+    .bind(sent)
+    .bind(received)
     .bind(usage.session.to_string())
     .execute(&mut *db)
     .await?;
-    // An appliance that started anew counts from 0 again.
-    let moved = |now: u64, before: u64| int(now.checked_sub(before).unwrap_or(now));
-    let sent = moved(usage.bytes_sent, row.count("bytes_sent")?);
-    let received = moved(usage.bytes_received, row.count("bytes_received")?);
+    let fewer = usage.bytes_sent < before.0 || usage.bytes_received < before.1;
+    let decreased = fewer && usage.connected && row.flag("connected")?;
     if (sent, received) != (0, 0) {
         query(
             "INSERT INTO connection_metrics (connection_id, minute, bytes_sent, bytes_received, rtt_micros) \
@@ -271,5 +310,5 @@ async fn note(
         .execute(&mut *db)
         .await?;
     }
-    Ok(true)
+    Ok(Some(decreased))
 }

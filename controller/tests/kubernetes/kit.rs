@@ -123,6 +123,8 @@ pub(crate) struct Follower {
     pub(crate) gone: BTreeMap<Arc<str>, usize>,
     /// How many changes came.
     pub(crate) batches: usize,
+    /// Whose status is to be shown again.
+    pub(crate) overwritten: Vec<Arc<str>>,
     source: Source,
 }
 
@@ -145,6 +147,7 @@ impl Follower {
             problems: Vec::new(),
             gone: BTreeMap::new(),
             batches: 0,
+            overwritten: Vec::new(),
             source,
         };
         follower.next().await;
@@ -156,6 +159,7 @@ impl Follower {
         let changes =
             timeout(PATIENCE, self.declared.changes.recv()).await.expect("a change in time").unwrap();
         self.batches += 1;
+        self.overwritten.extend(changes.overwritten);
         for (path, file) in changes.files {
             if file.is_none() {
                 *self.gone.entry(path.clone()).or_default() += 1;
@@ -207,6 +211,11 @@ impl Follower {
             let broken = file.problems.iter().any(|problem| problem.resource.as_ref() == Some(id));
             broken || file.resources.iter().any(|candidate| candidate.resource.id() == *id)
         })
+    }
+
+    /// The path that stands for the object that declares a resource.
+    pub(crate) fn path(&self, id: &ResourceId) -> Arc<str> {
+        self.candidate(id).unwrap().place.file().into()
     }
 
     pub(crate) fn has(&self, id: &ResourceId) -> bool {

@@ -247,3 +247,36 @@ async fn administrators_are_told_by_events_once() {
     let described = api.kubectl(["describe", "server", "bonn", "-n", &namespace]).unwrap();
     assert!(described.contains("Offline") && described.contains("a test says so"), "{described}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_else_wrote_into_a_status_is_put_right() {
+    let api = api();
+    let namespace = api.fresh_namespace().unwrap();
+    let mut follower = Follower::start(&api.kubeconfig(), &[&namespace]).await;
+    let client = follower.cluster.client.clone();
+    create(&client, KindName::Server, &namespace, "paris", json!({})).await;
+    let paris = id(KindName::Server, &namespace, "paris");
+    follower.until("the object", |f| f.has(&paris)).await;
+    let (statuses, _writing) = sink(&follower);
+    let right = status(ServerPhase::Active, true);
+    statuses.show(vec![write(&follower, &paris, right.clone(), None)]);
+    shown(&follower, &paris, |object| phase(object) == "active").await;
+    let wrong = json!({ "status": { "phase": "revoked" } }).to_string();
+    api.kubectl([
+        "patch",
+        "server",
+        "paris",
+        "-n",
+        &namespace,
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        &wrong,
+    ])
+    .unwrap();
+    let path = follower.path(&paris);
+    follower.until("word of the foreign hand", |f| f.overwritten.contains(&path)).await;
+    // What the engine does then.
+    statuses.show(vec![write(&follower, &paris, right.clone(), Some(right))]);
+    shown(&follower, &paris, |object| phase(object) == "active").await;
+}

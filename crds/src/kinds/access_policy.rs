@@ -43,6 +43,9 @@ use crate::{
 pub struct AccessPolicySpec {
     /// Whom the policy grants something.
     pub subjects: Subjects,
+    /// Which of their devices it speaks of. Absent: every device.
+    #[serde(default, skip_serializing_if = "DeviceCondition::is_any")]
+    pub devices: DeviceCondition,
     /// The servers it speaks of, by name; `*` is every server of the namespace.
     #[schemars(length(min = 1, max = 256), extend("x-kubernetes-list-type" = "set"))]
     pub servers: Vec<ServerSelector>,
@@ -81,6 +84,28 @@ pub struct Subjects {
     /// Groups, as users' `groups` name them.
     #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "set"))]
     pub groups: Vec<Name>,
+}
+
+/// Which devices a policy speaks of: those that meet every condition that is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[schemars(inline)]
+pub struct DeviceCondition {
+    /// The devices, by id as `status.devices` of their users shows it. Empty: any.
+    #[schemars(length(max = 256), extend("x-kubernetes-list-type" = "set"))]
+    pub ids: Vec<Name>,
+    /// The operating systems they run, as they report them: `linux`. Empty: any.
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "set"))]
+    pub platforms: Vec<Name>,
+    /// Whether suspicious devices are left out, although the `SecurityPolicy` lets them connect.
+    pub trusted_only: bool,
+}
+
+impl DeviceCondition {
+    /// Whether it leaves no device out.
+    pub fn is_any(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Addresses that may be reached, and how.

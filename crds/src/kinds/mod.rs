@@ -4,22 +4,38 @@
 
 mod access_policy;
 mod approval;
+mod detection;
+mod device_decision;
+mod device_policy;
+mod identity_policy;
+mod key_rotation;
 mod personal_key;
 mod registration_key;
 mod revocation;
+mod rotation_policy;
 mod security_policy;
 mod server;
 mod shared;
 mod user;
 mod virtual_network;
 
-pub use access_policy::{AccessPolicy, AccessPolicySpec, AccessPolicyStatus, Destination, Subjects};
+pub use access_policy::{
+    AccessPolicy, AccessPolicySpec, AccessPolicyStatus, Destination, DeviceCondition, Subjects,
+};
 pub use approval::{Approval, ApprovalSpec, ApprovalStatus, Decision};
+pub use detection::{Blocking, DetectionSpec};
+pub use device_decision::{DeviceDecision, DeviceDecisionSpec, DeviceDecisionStatus, DeviceVerdict};
+pub use device_policy::{DevicePolicy, FingerprintChange, SuspiciousDevices};
+pub use identity_policy::{IdentityPolicy, IdentityWeights};
+pub use key_rotation::{
+    KeyRotation, KeyRotationPhase, KeyRotationSpec, KeyRotationStatus, RotationFailure, RotationType,
+};
 pub use personal_key::{PersonalKey, PersonalKeyPhase, PersonalKeySpec, PersonalKeyStatus};
 pub use registration_key::{
     RegistrationKey, RegistrationKeyPhase, RegistrationKeySpec, RegistrationKeyStatus,
 };
 pub use revocation::{Revocation, RevocationSpec, RevocationStatus, RevocationTarget, TargetKind};
+pub use rotation_policy::{RotationPolicy, RotationPolicySpec, RotationPolicyStatus, RotationTarget};
 pub use security_policy::{
     AnomalyThresholds, Lockout, RateLimits, SecurityPolicy, SecurityPolicySpec, SecurityPolicyStatus,
 };

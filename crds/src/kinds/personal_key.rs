@@ -51,7 +51,7 @@ pub struct PersonalKeySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-horizon-min" = "1m", "x-horizon-max" = "3650d"))]
     pub lifetime: Option<TimeSpan>,
-    /// The rotation policy the key follows, by name. This version rotates no keys, so it has no effect yet.
+    /// The rotation policy the key follows, by name. Without it the key is rotated only when somebody asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation_policy: Option<Name>,
     /// Revokes the key. Devices enrolled with it are refused from then on.
@@ -82,7 +82,9 @@ impl Spec for PersonalKeySpec {
     }
 
     fn references(&self) -> Vec<Reference> {
-        vec![Reference::one("userRef", KindName::User, &self.user_ref)]
+        let policy = self.rotation_policy.as_ref();
+        let policy = policy.map(|name| Reference::one("rotationPolicy", KindName::RotationPolicy, name));
+        [Reference::one("userRef", KindName::User, &self.user_ref)].into_iter().chain(policy).collect()
     }
 }
 
@@ -116,6 +118,14 @@ pub struct PersonalKeyStatus {
     /// When it is next rotated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_rotation_at: Option<Timestamp>,
+    /// Until when the key before the last rotation works at the latest, while it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overlap_ends_at: Option<Timestamp>,
+    /// How many rotations it went through.
+    pub rotations: u32,
+    /// The devices that have not yet confirmed the newest key, while the one before it works.
+    #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "atomic"))]
+    pub unconfirmed_devices: Vec<Name>,
     /// When it was deactivated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deactivated_at: Option<Timestamp>,

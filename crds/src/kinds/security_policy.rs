@@ -4,10 +4,11 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Spec, shared::cel};
+use super::{DetectionSpec, DevicePolicy, IdentityPolicy, Spec, shared::cel};
 use crate::{Cidr, Condition, Issues, KindName, TimeSpan};
 
-/// Rates, lockouts, heartbeats and blocked networks. A namespace has at most one; without it the defaults hold.
+/// Rates, lockouts, heartbeats and blocked networks. Of several in a namespace, those of the highest priority hold; of
+/// those, for each setting the strictest. Blocked networks of all of them hold. Without any the defaults hold.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "horizon.dev",
@@ -20,6 +21,7 @@ use crate::{Cidr, Condition, Issues, KindName, TimeSpan};
     shortname = "spol",
     category = "horizon",
     doc = "Rates, lockouts, heartbeats and blocked networks.",
+    printcolumn(name = "Priority", type_ = "integer", json_path = ".spec.priority"),
     printcolumn(name = "Heartbeat", type_ = "string", json_path = ".spec.heartbeatInterval"),
     printcolumn(name = "Challenge", type_ = "string", json_path = ".spec.challengeInterval"),
     printcolumn(
@@ -32,6 +34,10 @@ use crate::{Cidr, Condition, Issues, KindName, TimeSpan};
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[schemars(inline)]
 pub struct SecurityPolicySpec {
+    /// Which of several policies of a namespace holds: that with the highest priority. Of equals, the strictest of each
+    /// setting.
+    #[schemars(range(min = 0, max = 1000))]
+    pub priority: u16,
     /// How often one source address may try.
     pub rate_limits: RateLimits,
     /// When a source address is locked out for a while.
@@ -50,17 +56,27 @@ pub struct SecurityPolicySpec {
     pub blocked_networks: Vec<Cidr>,
     /// When something unusual becomes a security event.
     pub anomaly_thresholds: AnomalyThresholds,
+    /// What holds for devices.
+    pub devices: DevicePolicy,
+    /// What is out of the ordinary, and what is done about it.
+    pub detection: DetectionSpec,
+    /// When a changed machine needs an approval.
+    pub identity: IdentityPolicy,
 }
 
 impl Default for SecurityPolicySpec {
     fn default() -> Self {
         Self {
+            priority: 0,
             rate_limits: RateLimits::default(),
             lockout: Lockout::default(),
             challenge_interval: TimeSpan::from_secs(15 * 60),
             heartbeat_interval: TimeSpan::from_secs(30),
             blocked_networks: Vec::new(),
             anomaly_thresholds: AnomalyThresholds::default(),
+            devices: DevicePolicy::default(),
+            detection: DetectionSpec::default(),
+            identity: IdentityPolicy::default(),
         }
     }
 }
@@ -135,6 +151,7 @@ impl Spec for SecurityPolicySpec {
     const KIND: KindName = KindName::SecurityPolicy;
 
     fn check(&self, issues: &mut Issues) {
+        self.detection.check(issues);
         for (i, network) in self.blocked_networks.iter().enumerate() {
             if network.get().prefix_len() == 0 {
                 let message = format!("{network} is every address: nobody could connect");

@@ -338,7 +338,11 @@ pub struct IdentityStatus {
     /// The digest that waits for an `Approval`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending_digest: Option<IdentityDigest>,
-    /// What differs between the two.
+    /// How far the machine is from the approved one, in points. `SecurityPolicy` says what each difference weighs, and from how
+    /// many points on an approval is needed.
+    #[serde(default)]
+    pub drift: u32,
+    /// What differs from the approved identity, the heaviest first.
     #[serde(default)]
     #[schemars(length(max = 32))]
     pub changes: Vec<ReportedChange>,

@@ -3,12 +3,13 @@
 use std::net::IpAddr;
 
 use horizon_crds::{
-    AccessPolicySpec, AnomalyThresholds, ApprovalSpec, BitRate, Cidr, Decision, Destination, Document,
-    DomainName, Egress, EmailAddress, Endpoint, IdentityDigest, KeyRevocation, Layer, Lifecycle,
-    LifecycleState, Lockout, MaintenanceWindow, Metadata, Name, PersonalKeySpec, RateLimits,
-    RegistrationKeySpec, Resource, RevocationSpec, RevocationTarget, SecurityPolicySpec, ServerLimits,
-    ServerSelector, ServerSpec, Subjects, TargetKind, Text, TimeOfDay, TimeSpan, Timestamp, Tunnel, UserSpec,
-    VirtualNetworkSpec, Weekday,
+    AccessPolicySpec, AnomalyThresholds, ApprovalSpec, BitRate, Cidr, Decision, Destination, DeviceCondition,
+    DeviceDecisionSpec, DevicePolicy, DeviceVerdict, Document, DomainName, Egress, EmailAddress, Endpoint,
+    IdentityDigest, KeyRevocation, KeyRotationSpec, Layer, Lifecycle, LifecycleState, Lockout,
+    MaintenanceWindow, Metadata, Name, PersonalKeySpec, RateLimits, RegistrationKeySpec, Resource,
+    RevocationSpec, RevocationTarget, RotationPolicySpec, RotationTarget, RotationType, SecurityPolicySpec,
+    ServerLimits, ServerSelector, ServerSpec, Subjects, TargetKind, Text, TimeOfDay, TimeSpan, Timestamp,
+    Tunnel, UserSpec, VirtualNetworkSpec, Weekday,
 };
 use horizon_model::{Capability, PortRange, Protocol};
 use proptest::{collection, option, prelude::*, sample};
@@ -232,6 +233,7 @@ fn access_policy() -> impl Strategy<Value = AccessPolicySpec> {
     let destinations = collection::vec(destination(), 1..6);
     (subjects, servers, capabilities(1), set(name(), 0..4), destinations, any::<bool>()).prop_map(
         |(subjects, servers, capabilities, networks, destinations, allow_inbound)| AccessPolicySpec {
+            devices: DeviceCondition { trusted_only: allow_inbound, ..DeviceCondition::default() },
             subjects,
             servers,
             capabilities,
@@ -293,6 +295,8 @@ fn security_policy() -> impl Strategy<Value = SecurityPolicySpec> {
                 heartbeat_interval,
                 blocked_networks,
                 anomaly_thresholds,
+                devices: DevicePolicy::default(),
+                ..SecurityPolicySpec::default()
             }
         },
     )
@@ -316,6 +320,65 @@ fn revocation_record() -> impl Strategy<Value = RevocationSpec> {
         reason,
         compromised,
     })
+}
+
+fn device_decision() -> impl Strategy<Value = DeviceDecisionSpec> {
+    use DeviceVerdict as V;
+    let decision = sample::select(vec![V::Block, V::Allow, V::Suspect, V::Forget, V::Rename]);
+    (name(), decision, reason(), text()).prop_map(|(device, decision, reason, new_name)| DeviceDecisionSpec {
+        device,
+        decision,
+        reason,
+        new_name: (decision == V::Rename).then_some(new_name),
+    })
+}
+
+fn rotation_policy() -> impl Strategy<Value = RotationPolicySpec> {
+    let targets = vec![
+        RotationTarget::PersonalKeys,
+        RotationTarget::VerificationSecrets,
+        RotationTarget::ControllerKeys,
+        RotationTarget::RelayKeys,
+    ];
+    let days = sample::subsequence(vec![Weekday::Monday, Weekday::Friday, Weekday::Sunday], 0..=3);
+    let spans = (span(864_000..=315_360_000), span(60..=600_000), span(0..=600_000), span(0..=7_000_000));
+    let at = option::of((0_u8..24, 0_u8..60));
+    (sample::select(targets), spans, at, days, any::<bool>()).prop_map(
+        |(target, (every, overlap, jitter, notice), at, weekdays, paused)| RotationPolicySpec {
+            target,
+            every,
+            at: at.map(|(hours, minutes)| format!("{hours:02}:{minutes:02}").parse().unwrap()),
+            weekdays,
+            overlap,
+            jitter,
+            notice,
+            paused,
+        },
+    )
+}
+
+fn key_rotation() -> impl Strategy<Value = KeyRotationSpec> {
+    let kinds = vec![
+        RotationType::Scheduled,
+        RotationType::Manual,
+        RotationType::Emergency,
+        RotationType::Compromised,
+    ];
+    let names =
+        || collection::btree_set(name(), 0..4).prop_map(|names| names.into_iter().collect::<Vec<_>>());
+    let lists = (names(), names(), names());
+    (sample::select(kinds), lists, reason(), option::of(span(60..=600_000))).prop_map(
+        |(kind, (names, users, groups), reason, overlap)| KeyRotationSpec {
+            target: RotationTarget::PersonalKeys,
+            all: names.is_empty() && users.is_empty() && groups.is_empty(),
+            names,
+            users,
+            groups,
+            kind,
+            reason,
+            overlap: overlap.filter(|_| kind == RotationType::Scheduled),
+        },
+    )
 }
 
 fn metadata() -> impl Strategy<Value = Metadata> {
@@ -350,5 +413,8 @@ pub(crate) fn resource() -> impl Strategy<Value = Resource> {
         documented(security_policy()),
         documented(approval()),
         documented(revocation_record()),
+        documented(rotation_policy()),
+        documented(key_rotation()),
+        documented(device_decision()),
     ]
 }

@@ -35,6 +35,11 @@ use crate::{
 
 /// Delay between attempts to reach a controller's addresses (RFC 8305, section 5).
 const STAGGER: Duration = Duration::from_millis(250);
+/// How often a controller may send a peer that slept for long another part of its KeySets. With 1024 in each part, that is more
+/// than fit into its own files.
+const MAX_PARTS: usize = 16;
+/// How long the others are waited for after one controller has refused.
+const OTHERS: Duration = Duration::from_secs(1);
 /// How many addresses are tried.
 const MAX_ATTEMPTS: usize = 16;
 /// How long a request may take.
@@ -147,9 +152,31 @@ struct Shared {
     connection: quinn::Connection,
     next: AtomicU64,
     waiting: Mutex<Option<Waiting>>,
+    /// The newest KeySet, and the same as signed bytes.
+    keyset: Mutex<(KeySet, Option<proto::SignedKeySet>)>,
 }
 
 impl Shared {
+    fn keyset(&self) -> MutexGuard<'_, (KeySet, Option<proto::SignedKeySet>)> {
+        // It is replaced as a whole.
+        self.keyset.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes newer KeySets that the controller showed.
+    fn take_keysets(&self, shown: &proto::KeySets) -> Result<(), String> {
+        let mut held = self.keyset();
+        let newest =
+            keyset::walk(&Anchor::KeySet(held.0.clone()), &shown.keysets).map_err(|e| e.to_string())?;
+        let revoked = tls::peer_key(&self.connection).is_some_and(|key| newest.revokes(&key));
+        if newest.version > held.0.version {
+            *held = (newest, shown.keysets.last().cloned());
+        }
+        match revoked {
+            true => Err("the key that this controller proved was revoked".into()),
+            false => Ok(()),
+        }
+    }
+
     /// The requests that wait; `None` once the connection has ended.
     fn waiting(&self) -> MutexGuard<'_, Option<Waiting>> {
         // The map is whole between any two of its operations, so a panic elsewhere does not spoil it.
@@ -185,6 +212,16 @@ impl Requests {
             Ok(answer) => answer,
             Err(_) => Err(RequestError::Timeout),
         }
+    }
+
+    /// The organisation's newest keys that the controller showed, and the same as signed bytes, to be kept.
+    pub fn keyset(&self) -> (KeySet, Option<proto::SignedKeySet>) {
+        self.shared.keyset().clone()
+    }
+
+    /// Says which KeySet was kept.
+    pub async fn keyset_held(&self, version: u64) -> Result<(), RequestError> {
+        self.notify(to_controller::Message::KeysetHeld(proto::KeySetHeld { version })).await
     }
 
     /// Tells something that has no answer.
@@ -239,6 +276,11 @@ impl Requests {
         self.shared.connection.stats().udp_rx.datagrams
     }
 
+    /// What binds a statement to this connection: see [`tls::binding`].
+    pub fn binding(&self) -> Option<[u8; 32]> {
+        tls::binding(&self.shared.connection)
+    }
+
     /// Why the connection ended; `None` while it lives.
     pub fn close_reason(&self) -> Option<String> {
         self.shared.connection.close_reason().map(|e| e.to_string())
@@ -274,6 +316,7 @@ pub async fn connect(options: ConnectOptions<'_>) -> Result<Channel, ConnectErro
     let mut started = 0;
     let mut reasons = Vec::new();
     let mut verdict = None;
+    let mut judged = None;
     let all = async {
         loop {
             tokio::select! {
@@ -295,8 +338,13 @@ pub async fn connect(options: ConnectOptions<'_>) -> Result<Channel, ConnectErro
                     Ok(channel) => return Some(channel),
                     Err(AttemptError::Unreachable(reason)) => reasons.push((name.clone(), reason)),
                     // A controller that answers but refuses says more than one that cannot be reached.
-                    Err(AttemptError::Final(error)) => verdict = Some(error),
+                    Err(AttemptError::Final(error)) => {
+                        verdict = Some(error);
+                        judged.get_or_insert_with(|| Instant::now() + OTHERS);
+                    }
                 },
+                // The others may say yes, but those that are gone say nothing at all.
+                () = async { sleep_until(judged.unwrap_or(begin)).await }, if judged.is_some() => return None,
                 else => return None,
             }
         }
@@ -358,11 +406,34 @@ impl From<ReceiveError> for AttemptError {
     }
 }
 
+/// What opening a conversation led to.
+enum Opened {
+    Channel(Box<Channel>),
+    /// There are more KeySets than one Welcome carries: this is how far it led.
+    More(KeySet),
+}
+
 async fn attempt(
     options: &ConnectOptions<'_>,
     name: &str,
     address: SocketAddr,
 ) -> Result<Channel, AttemptError> {
+    let mut anchor = options.anchor.clone();
+    for _ in 0..MAX_PARTS {
+        match open(options, &anchor, name, address).await? {
+            Opened::Channel(channel) => return Ok(*channel),
+            Opened::More(keyset) => anchor = Anchor::KeySet(keyset),
+        }
+    }
+    Err(AttemptError::Final(ConnectError::Protocol(name.to_owned())))
+}
+
+async fn open(
+    options: &ConnectOptions<'_>,
+    anchor: &Anchor,
+    name: &str,
+    address: SocketAddr,
+) -> Result<Opened, AttemptError> {
     let socket = UdpSocket::bind(if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
     if let Some(mark) = options.fwmark {
         nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Mark, &mark)
@@ -381,7 +452,7 @@ async fn attempt(
     let hello = proto::Hello {
         min_version: version::MIN,
         max_version: version::MAX,
-        keyset_version: options.anchor.version(),
+        keyset_version: anchor.version(),
         ..options.hello.clone()
     };
     let opening = proto::ToController { request: 0, message: Some(to_controller::Message::Hello(hello)) };
@@ -392,7 +463,7 @@ async fn attempt(
     let welcome = match first.and_then(|m| m.message) {
         Some(from_controller::Message::Welcome(welcome)) => welcome,
         Some(from_controller::Message::Refused(refused)) => {
-            let held = |key: PublicKey| match options.anchor {
+            let held = |key: PublicKey| match anchor {
                 Anchor::KeySet(held) => held.allows(KeyUse::Tls, &key, unix_millis().max(held.issued)),
                 Anchor::Root(_) => false,
             };
@@ -402,10 +473,14 @@ async fn attempt(
         }
         _ => return refuse(ConnectError::Protocol(name.to_owned())),
     };
-    let keyset = match keyset::walk(options.anchor, &welcome.keysets) {
+    let keyset = match keyset::walk(anchor, &welcome.keysets) {
         Ok(keyset) => keyset,
         Err(error) => return refuse(ConnectError::Trust { address: name.to_owned(), error }),
     };
+    if keyset.version > anchor.version() && welcome.newest_keyset > keyset.version {
+        connection.close(0u32.into(), b"more KeySets are needed");
+        return Ok(Opened::More(keyset));
+    }
     // A machine whose clock starts in the past must still find its way: a KeySet is valid when it was issued.
     let now = unix_millis().max(keyset.issued);
     match tls::peer_key(&connection) {
@@ -422,10 +497,11 @@ async fn attempt(
         connection: connection.clone(),
         next: AtomicU64::new(1),
         waiting: Mutex::new(Some(HashMap::new())),
+        keyset: Mutex::new((keyset.clone(), welcome.keysets.last().cloned())),
     });
     tokio::spawn(write(sender, queued));
     tokio::spawn(read(receiver, deliver, shared.clone()));
-    Ok(Channel {
+    Ok(Opened::Channel(Box::new(Channel {
         keyset,
         keyset_raw: welcome.keysets.into_iter().last(),
         requests: Requests { outbox, shared },
@@ -433,7 +509,7 @@ async fn attempt(
         local,
         remote: connection.remote_address(),
         software: welcome.software,
-    })
+    })))
 }
 
 async fn write(mut sender: Sender, mut queued: mpsc::Receiver<proto::ToController>) {
@@ -459,7 +535,17 @@ async fn read(mut receiver: Receiver, inbox: mpsc::Sender<from_controller::Messa
             }
         };
         if request == 0 {
+            // Before anything that is signed by a key of theirs.
+            let taken = match &message {
+                from_controller::Message::Keysets(shown) => shared.take_keysets(shown),
+                _ => Ok(()),
+            };
             if inbox.send(message).await.is_err() {
+                break;
+            }
+            if let Err(why) = taken {
+                tracing::warn!(%why, "the controller showed KeySets after which it is not to be trusted");
+                shared.connection.close(1u32.into(), why.as_bytes());
                 break;
             }
         } else if let Some(answer) = shared.waiting().as_mut().and_then(|w| w.remove(&request)) {

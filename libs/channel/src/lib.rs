@@ -12,7 +12,7 @@ mod tls;
 pub use client::{Channel, ConnectError, ConnectOptions, RequestError, Requests, connect};
 pub use frames::{ReceiveError, Receiver, SendError, Sender};
 pub use listener::{HandshakeError, Incoming, Listener, Peer};
-pub use tls::{client_config, peer_key};
+pub use tls::{binding, client_config, peer_key};
 
 /// The first bytes of a dial-back probe: not a QUIC packet (its fixed bit is clear), then a name. A 16-byte nonce follows.
 pub const PROBE_PREFIX: [u8; 8] = *b"\0HZNPRB1";

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use horizon_model::PublicKey;
+use horizon_model::{PublicKey, Secret};
 use horizon_wire::{
     frame::{MAX_FROM_DEVICE, MAX_HELLO, MAX_TO_CONTROLLER},
     key::SigningKey,
@@ -52,21 +52,44 @@ pub enum HandshakeError {
 pub struct Listener {
     endpoint: quinn::Endpoint,
     socket: UdpSocket,
+    common: Secret,
 }
 
 impl Listener {
     /// Listens on a UDP address under the controller's TLS key. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
     pub fn bind(address: SocketAddr, tls_key: &SigningKey) -> io::Result<Self> {
+        Self::bind_replica(address, tls_key, tls_key.seed())
+    }
+
+    /// The same for one of several replicas. What they derive for packets comes of `common`, which all of them have and which
+    /// stays as it is when the TLS key changes.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub fn bind_replica(address: SocketAddr, tls_key: &SigningKey, common: &Secret) -> io::Result<Self> {
         let socket = UdpSocket::bind(address)?;
         socket.set_nonblocking(true)?;
         widen(&socket);
         let endpoint = quinn::Endpoint::new(
-            tls::endpoint_config(tls_key),
-            Some(tls::server_config(tls_key).map_err(io::Error::other)?),
+            tls::endpoint_config(common),
+            Some(tls::server_config(tls_key, common).map_err(io::Error::other)?),
             socket.try_clone()?,
             Arc::new(quinn::TokioRuntime),
         )?;
-        Ok(Self { endpoint, socket })
+        Ok(Self { endpoint, socket, common: common.clone() })
+    }
+
+    /// Proves another TLS key from now on. Connections that stand are not touched.
+    ///
+    /// # Errors
+    /// When the crypto library cannot sign with the key; nothing changes then.
+    pub fn set_key(&self, tls_key: &SigningKey) -> io::Result<()> {
+        let config = tls::server_config(tls_key, &self.common).map_err(io::Error::other)?;
+        self.endpoint.set_server_config(Some(config));
+        Ok(())
     }
 
     /// The address that was bound.

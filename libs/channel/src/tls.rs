@@ -1,15 +1,15 @@
 //! TLS and QUIC settings of the control channel. Any key is accepted in the handshake: whose key it is, is the caller's
 //! question.
 //!
-//! What a controller derives from its TLS key is the same for every replica of it: whichever of them gets a packet can tell
+//! What a controller derives for packets comes of a secret that every replica of it has: whichever of them gets a packet can tell
 //! whether it is a sibling's, reset it, or see that an address was proved to a sibling.
 
 use std::{sync::Arc, time::Duration};
 
 use aws_lc_rs::{hkdf, hmac};
-use horizon_model::PublicKey;
+use horizon_model::{PublicKey, Secret};
 use horizon_tls::{Credentials, Identity, Trust};
-use horizon_wire::{key::SigningKey, version::CONTROL_ALPN};
+use horizon_wire::{challenge::BINDING_LABEL, key::SigningKey, version::CONTROL_ALPN};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::pki_types::CertificateDer;
 
@@ -39,6 +39,14 @@ pub fn peer_key(connection: &quinn::Connection) -> Option<PublicKey> {
     horizon_tls::presented_key(&presented).map(PublicKey)
 }
 
+/// What both ends of a connection, and nobody else, derive from it (RFC 8446, section 7.5). `None` before the handshake is
+/// over.
+pub fn binding(connection: &quinn::Connection) -> Option<[u8; 32]> {
+    let mut out = [0; 32];
+    connection.export_keying_material(&mut out, BINDING_LABEL, b"").ok()?;
+    Some(out)
+}
+
 /// What a peer with this key connects with.
 ///
 /// # Errors
@@ -53,7 +61,10 @@ pub fn client_config(identity: &SigningKey) -> Result<quinn::ClientConfig, rustl
     Ok(config)
 }
 
-pub(crate) fn server_config(identity: &SigningKey) -> Result<quinn::ServerConfig, rustls::Error> {
+pub(crate) fn server_config(
+    identity: &SigningKey,
+    common: &Secret,
+) -> Result<quinn::ServerConfig, rustls::Error> {
     let tls = credentials(identity)?.server(CONTROL_ALPN, Trust::AnyKey)?;
     let crypto = QuicServerConfig::try_from(tls).map_err(general)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
@@ -66,12 +77,12 @@ pub(crate) fn server_config(identity: &SigningKey) -> Result<quinn::ServerConfig
         .enable_segmentation_offload(false);
     config.transport_config(Arc::new(transport));
     let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, TOKEN_LABEL);
-    config.token_key(Arc::new(salt.extract(identity.seed().expose())));
+    config.token_key(Arc::new(salt.extract(common.expose())));
     Ok(config)
 }
 
-pub(crate) fn endpoint_config(identity: &SigningKey) -> quinn::EndpointConfig {
-    let derive = |label| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, identity.seed().expose()), label);
+pub(crate) fn endpoint_config(common: &Secret) -> quinn::EndpointConfig {
+    let derive = |label| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, common.expose()), label);
     let mut config =
         quinn::EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, derive(RESET_LABEL).as_ref())));
     let ids = derive(ID_LABEL).as_ref().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));

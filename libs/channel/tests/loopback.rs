@@ -10,7 +10,7 @@ use horizon_model::{PublicKey, RootId, Secret};
 use horizon_wire::{
     key::{self, SigningKey},
     keyset::{Anchor, KeySet, KeySetKey},
-    proto::{self, KeyUse, RefusalCode, from_controller, to_controller},
+    proto::{self, KeyPhase, KeyUse, RefusalCode, from_controller, to_controller},
     refusal::Refusal,
     version,
 };
@@ -21,8 +21,14 @@ fn signing(n: u8) -> SigningKey {
 }
 
 fn keyset(tls: PublicKey) -> KeySet {
-    let tls = KeySetKey { usage: KeyUse::Tls, key: tls, not_before: 0, not_after: i64::MAX };
-    KeySet { version: 1, root: signing(1).public(), keys: vec![tls], issued: 0 }
+    let tls = KeySetKey {
+        usage: KeyUse::Tls,
+        key: tls,
+        not_before: 0,
+        not_after: i64::MAX,
+        phase: KeyPhase::Current,
+    };
+    KeySet { version: 1, root: signing(1).public(), keys: vec![tls], issued: 0, revoked: Vec::new() }
 }
 
 fn root() -> RootId {
@@ -35,6 +41,7 @@ fn welcome(tls: PublicKey) -> from_controller::Message {
         keysets: vec![keyset(tls).sign(&signing(1), None)],
         now: 0,
         software: "test".into(),
+        newest_keyset: 1,
     })
 }
 

@@ -11,7 +11,7 @@ use horizon_model::Secret;
 use horizon_wire::{
     key::{self, SigningKey},
     keyset::{Anchor, KeySet, KeySetKey},
-    proto::{self, KeyUse, from_controller, to_controller},
+    proto::{self, KeyPhase, KeyUse, from_controller, to_controller},
     version,
 };
 use tokio::{join, runtime::Runtime, time::timeout};
@@ -26,13 +26,21 @@ fn signing(n: u8) -> SigningKey {
 /// Takes a peer in, as every replica does.
 async fn welcome(listener: &Listener) -> Peer {
     let tls = signing(2).public();
-    let tls = KeySetKey { usage: KeyUse::Tls, key: tls, not_before: 0, not_after: i64::MAX };
-    let keyset = KeySet { version: 1, root: signing(1).public(), keys: vec![tls], issued: 0 };
+    let tls = KeySetKey {
+        usage: KeyUse::Tls,
+        key: tls,
+        not_before: 0,
+        not_after: i64::MAX,
+        phase: KeyPhase::Current,
+    };
+    let keyset =
+        KeySet { version: 1, root: signing(1).public(), keys: vec![tls], issued: 0, revoked: Vec::new() };
     let welcome = from_controller::Message::Welcome(proto::Welcome {
         version: version::MAX,
         keysets: vec![keyset.sign(&signing(1), None)],
         now: 0,
         software: "test".into(),
+        newest_keyset: 1,
     });
     let mut peer = listener.accept().await.unwrap().handshake().await.unwrap();
     peer.sender.send(&proto::FromController { request: 0, message: Some(welcome) }).await.unwrap();

@@ -1,6 +1,7 @@
 //! TLS 1.3 with Ed25519 raw public keys both ways (RFC 7250), the same for the control channel and the data plane. No
 //! certificates, no resumption, no early data: a key is all there is to prove.
 
+pub mod hpke;
 mod identity;
 mod verifier;
 

@@ -17,6 +17,8 @@ pub enum Context {
     State,
     /// A ticket for a client.
     Ticket,
+    /// A checkpoint of the audit trail.
+    Audit,
 }
 
 impl Context {
@@ -25,6 +27,7 @@ impl Context {
             Self::KeySet => b"horizon keyset v1\0",
             Self::State => b"horizon state v1\0",
             Self::Ticket => b"horizon ticket v1\0",
+            Self::Audit => b"horizon audit checkpoint v1\0",
         }
     }
 

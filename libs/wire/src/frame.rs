@@ -104,7 +104,7 @@ mod tests {
     proptest! {
         #[test]
         fn frames_survive_any_cut(counters in prop::collection::vec(any::<u64>(), 0..8), cut in 1usize..20) {
-            let sent: Vec<_> = counters.iter().map(|&counter| HeartbeatAck { counter, ratchet_nonce: vec![1; 32] }).collect();
+            let sent: Vec<_> = counters.iter().map(|&counter| HeartbeatAck { counter, ratchet_nonce: vec![1; 32], checkpoint: None }).collect();
             let bytes: Vec<u8> = sent.iter().flat_map(|m| encode(m).to_vec()).collect();
             let mut decoder = Decoder::new(1024);
             let mut got = Vec::new();

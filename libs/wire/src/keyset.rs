@@ -11,13 +11,17 @@ use thiserror::Error;
 use crate::{
     envelope::Context,
     key::{self, SigningKey},
-    proto::{self, KeyUse},
+    proto::{self, KeyPhase, KeyUse},
 };
 
 /// The most keys a KeySet lists.
 pub const MAX_KEYS: usize = 64;
-/// The most KeySets a Welcome carries.
+/// The most KeySets a Welcome carries. A peer that needs more keeps the last of them and opens again.
 pub const MAX_CHAIN: usize = 1024;
+/// The most revoked keys a KeySet lists, the newest.
+pub const MAX_REVOKED: usize = 32;
+/// In the Hello of a peer that takes newer KeySets at any time.
+pub const FEATURE: &str = "keysets.v1";
 
 /// A key and what it may be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +34,8 @@ pub struct KeySetKey {
     pub not_before: i64,
     /// Until when.
     pub not_after: i64,
+    /// What the controller does with it.
+    pub phase: KeyPhase,
 }
 
 /// One version of the organisation's keys.
@@ -43,6 +49,8 @@ pub struct KeySet {
     pub keys: Vec<KeySetKey>,
     /// When it was made, in milliseconds since the Unix epoch.
     pub issued: i64,
+    /// Keys that are in wrong hands, the newest last.
+    pub revoked: Vec<PublicKey>,
 }
 
 /// Why a KeySet or a chain of them was refused.
@@ -68,6 +76,17 @@ pub enum KeySetError {
     /// No KeySet of the chain has the pinned root.
     #[error("the controller belongs to another organisation: its root is not {0}")]
     UnknownRoot(RootId),
+    /// The controller is behind the peer.
+    #[error(
+        "the controller shows KeySet {offered}, and KeySet {held} was seen before: its keys were rolled back; restore \
+         their newest backup there"
+    )]
+    RolledBack {
+        /// The version the peer holds.
+        held: u64,
+        /// The newest that was offered.
+        offered: u64,
+    },
     /// The chain is empty or too long.
     #[error("the chain of KeySets has no or too many versions")]
     BadChain,
@@ -87,9 +106,11 @@ impl KeySet {
                     key: k.key.0.to_vec(),
                     not_before: k.not_before,
                     not_after: k.not_after,
+                    phase: k.phase.into(),
                 })
                 .collect(),
             issued: self.issued,
+            revoked: self.revoked.iter().map(|key| key.0.to_vec()).collect(),
         }
         .encode_to_vec();
         let message = Context::KeySet.message(&payload);
@@ -105,6 +126,18 @@ impl KeySet {
         self.keys
             .iter()
             .any(|k| k.usage == usage && k.key == *key && (k.not_before..=k.not_after).contains(&now))
+    }
+
+    /// The key that the controller uses. Of several from before there were phases, the last.
+    pub fn current(&self, usage: KeyUse) -> Option<PublicKey> {
+        let used =
+            |k: &&KeySetKey| k.usage == usage && matches!(k.phase, KeyPhase::Current | KeyPhase::Unspecified);
+        self.keys.iter().rfind(used).map(|k| k.key)
+    }
+
+    /// Whether a key is known to be in wrong hands.
+    pub fn revokes(&self, key: &PublicKey) -> bool {
+        self.revoked.contains(key)
     }
 }
 
@@ -130,7 +163,7 @@ impl Anchor {
 /// Reads one signed KeySet and checks its own root's signature. That says nothing about the root.
 pub fn read(signed: &proto::SignedKeySet) -> Result<KeySet, KeySetError> {
     let raw = proto::KeySet::decode(&signed.payload[..]).map_err(|_| KeySetError::Malformed)?;
-    if raw.version == 0 || raw.keys.len() > MAX_KEYS {
+    if raw.version == 0 || raw.keys.len() > MAX_KEYS || raw.revoked.len() > MAX_REVOKED {
         return Err(KeySetError::Malformed);
     }
     let root = PublicKey::from_slice(&raw.root_key).ok_or(KeySetError::Malformed)?;
@@ -139,26 +172,32 @@ pub fn read(signed: &proto::SignedKeySet) -> Result<KeySet, KeySetError> {
         .iter()
         .map(|k| {
             let key = PublicKey::from_slice(&k.key).ok_or(KeySetError::Malformed)?;
-            Ok(KeySetKey { usage: k.r#use(), key, not_before: k.not_before, not_after: k.not_after })
+            let (not_before, not_after) = (k.not_before, k.not_after);
+            Ok(KeySetKey { usage: k.r#use(), key, not_before, not_after, phase: k.phase() })
         })
         .collect::<Result<_, _>>()?;
+    let revoked = raw.revoked.iter().map(|key| PublicKey::from_slice(key).ok_or(KeySetError::Malformed));
+    let revoked = revoked.collect::<Result<_, _>>()?;
     if !key::verify(&root, &Context::KeySet.message(&signed.payload), &signed.signature) {
         return Err(KeySetError::BadSignature(raw.version));
     }
-    Ok(KeySet { version: raw.version, root, keys, issued: raw.issued })
+    Ok(KeySet { version: raw.version, root, keys, issued: raw.issued, revoked })
 }
 
-/// Walks a chain from the anchor to the newest KeySet. Versions before the anchor are passed over.
+/// Walks a chain from the anchor to the newest KeySet. Versions before the anchor are passed over; a chain that ends before it
+/// is a controller that fell back, and is refused.
 pub fn walk(anchor: &Anchor, chain: &[proto::SignedKeySet]) -> Result<KeySet, KeySetError> {
     if chain.len() > MAX_CHAIN {
         return Err(KeySetError::BadChain);
     }
+    let mut offered = None;
     let mut trusted = match anchor {
         Anchor::Root(_) => None,
         Anchor::KeySet(k) => Some(k.clone()),
     };
     for signed in chain {
         let next = read(signed)?;
+        offered = Some(next.version);
         trusted = match (trusted, anchor) {
             (None, Anchor::Root(pinned)) => (key::root_id(&next.root) == *pinned).then_some(next),
             (Some(held), _) if next.version <= held.version => {
@@ -182,7 +221,12 @@ pub fn walk(anchor: &Anchor, chain: &[proto::SignedKeySet]) -> Result<KeySet, Ke
         };
     }
     match (trusted, anchor) {
-        (Some(keyset), _) => Ok(keyset),
+        (Some(keyset), _) => match offered {
+            Some(offered) if offered < keyset.version => {
+                Err(KeySetError::RolledBack { held: keyset.version, offered })
+            }
+            _ => Ok(keyset),
+        },
         (None, Anchor::Root(pinned)) => Err(KeySetError::UnknownRoot(*pinned)),
         (None, Anchor::KeySet(_)) => Err(KeySetError::BadChain),
     }
@@ -204,8 +248,9 @@ mod tests {
             key: key(100 + version as u8).public(),
             not_before: 0,
             not_after: 1000,
+            phase: KeyPhase::Current,
         };
-        KeySet { version, root: root.public(), keys: vec![tls], issued: version as i64 }
+        KeySet { version, root: root.public(), keys: vec![tls], issued: version as i64, revoked: Vec::new() }
     }
 
     #[test]
@@ -243,6 +288,17 @@ mod tests {
         let fork = [first, other.sign(&a, None)];
         assert_eq!(walk(&pinned, &fork), Err(KeySetError::Gap { from: 1, to: 1 }));
         assert!(matches!(walk(&pinned, &[]), Err(KeySetError::UnknownRoot(_))));
+    }
+
+    #[test]
+    fn nobody_goes_back_to_an_older_version() {
+        let a = key(1);
+        let chain: Vec<_> = (1..4).map(|v| keyset(v, &a).sign(&a, (v > 1).then_some(&a))).collect();
+        let held = Anchor::KeySet(keyset(3, &a));
+        assert_eq!(walk(&held, &chain), Ok(keyset(3, &a)));
+        let back = KeySetError::RolledBack { held: 3, offered: 2 };
+        assert_eq!(walk(&held, &chain[..2]), Err(back));
+        assert!(back.to_string().contains("rolled back"));
     }
 
     #[test]

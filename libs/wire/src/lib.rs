@@ -2,14 +2,18 @@
 //! organisation's root and KeySets, desired state as signed deltas, heartbeats under a ratcheting secret, and the strings
 //! that people paste. Everything here is a function of its arguments; sockets, clocks and randomness are elsewhere.
 
+pub mod audit;
+pub mod challenge;
 pub mod convert;
 pub mod envelope;
 pub mod frame;
+pub mod handing;
 pub mod heartbeat;
 pub mod key;
 pub mod keyset;
 mod redact;
 pub mod refusal;
+pub mod rotation;
 pub mod state;
 pub mod token;
 pub mod version;

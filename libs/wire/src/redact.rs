@@ -23,6 +23,9 @@ redacted!(
     EnrolDevice,
     Ticket,
     RegistrationToken,
+    ClaimHandover,
+    Handover,
+    KeyTaken,
     PersonalKey
 );
 

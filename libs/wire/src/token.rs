@@ -18,6 +18,7 @@ const MAX_ADDRESS_BYTES: usize = 260;
 const CHECKSUM_BYTES: usize = 4;
 const REGISTRATION: &str = "hzn-reg-";
 const PERSONAL: &str = "hzn-key-";
+const HANDOVER: &str = "hzn-hand-";
 
 /// Why a pasted string was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -112,6 +113,48 @@ impl PersonalKey {
     }
 }
 
+/// What a person is given instead of a personal key: with the code that they are told in another way, their client fetches it.
+#[derive(Clone, Debug)]
+pub struct Handover {
+    /// Controllers as `host:port`, best first.
+    pub controllers: Vec<String>,
+    /// The organisation's root.
+    pub root: RootId,
+    /// Which hand-over.
+    pub id: [u8; 16],
+    /// The secret; 256 random bits. Without the code it is useless.
+    pub secret: Secret,
+}
+
+impl Handover {
+    /// Whether a text is meant to be one.
+    pub fn is_meant(text: &str) -> bool {
+        text.trim_start().starts_with(HANDOVER)
+    }
+
+    /// The string.
+    pub fn encode(&self) -> String {
+        let content = proto::Handover {
+            controllers: self.controllers.clone(),
+            root_id: self.root.0.to_vec(),
+            id: self.id.to_vec(),
+            secret: self.secret.expose().to_vec(),
+        };
+        wrap(HANDOVER, &content)
+    }
+
+    /// Reads the string.
+    pub fn decode(text: &str) -> Result<Self, TokenError> {
+        let raw: proto::Handover = unwrap(text, HANDOVER, "a hand-over")?;
+        Ok(Self {
+            controllers: controllers(raw.controllers)?,
+            root: RootId::from_slice(&raw.root_id).ok_or(TokenError::Damaged)?,
+            id: raw.id.try_into().map_err(|_| TokenError::Damaged)?,
+            secret: Secret::from_slice(&raw.secret).ok_or(TokenError::Damaged)?,
+        })
+    }
+}
+
 fn wrap(prefix: &str, content: &impl Message) -> String {
     let mut bytes = content.encode_to_vec();
     let checksum = sha256(&bytes);
@@ -174,6 +217,22 @@ mod tests {
         assert_eq!(RegistrationToken::decode(&"h".repeat(5000)).err(), Some(TokenError::TooLong));
     }
 
+    #[test]
+    fn a_hand_over_returns() {
+        let hand = Handover {
+            controllers: token().controllers,
+            root: RootId([3; 32]),
+            id: [5; 16],
+            secret: Secret::new([6; 32]),
+        };
+        let text = hand.encode();
+        let read = Handover::decode(&format!("{text}\n")).unwrap();
+        assert_eq!((read.controllers, read.root, read.id), (hand.controllers, hand.root, hand.id));
+        assert_eq!(read.secret.expose(), hand.secret.expose());
+        assert!(Handover::is_meant(&text) && !Handover::is_meant(&token().encode()));
+        assert!(matches!(PersonalKey::decode(&text), Err(TokenError::WrongKind { .. })));
+    }
+
     proptest! {
         #[test]
         fn any_changed_character_is_noticed(at in 8usize..120, with in "[a-z2-7]") {
@@ -186,8 +245,9 @@ mod tests {
         }
 
         #[test]
-        fn no_text_panics(text in "(hzn-reg-|hzn-key-)?[a-z2-7]{0,200}") {
+        fn no_text_panics(text in "(hzn-reg-|hzn-key-|hzn-hand-)?[a-z2-7]{0,200}") {
             let _ = RegistrationToken::decode(&text);
+            let _ = Handover::decode(&text);
             let _ = PersonalKey::decode(&text);
         }
     }

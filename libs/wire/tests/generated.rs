@@ -19,6 +19,9 @@ fn messages_are_current() {
         "Ticket",
         "RegistrationToken",
         "PersonalKey",
+        "ClaimHandover",
+        "Handover",
+        "KeyTaken",
     ];
     prost_build::Config::new()
         .skip_debug(secret.map(|name| format!(".horizon.v1.{name}")))

@@ -20,7 +20,7 @@ pub use kube::{Audited, KubeApi};
 pub use options::{KubeOptions, PostgresOptions, RedisOptions, RedisShape};
 pub use pki::{Authority, Certificate};
 pub use postgres::Postgres;
-pub use process::{PATIENCE, Process, until};
+pub use process::{PATIENCE, Process, send, tail, until};
 pub use programs::{KubernetesPrograms, published};
 pub use proxy::Proxy;
 pub use redis::Redis;

@@ -148,6 +148,19 @@ impl Program {
     }
 }
 
+/// The last lines of a log; nothing of one that is not there.
+pub fn tail(log: &Path) -> String {
+    let log = std::fs::read(log).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log);
+    let lines: Vec<_> = log.lines().collect();
+    lines[lines.len().saturating_sub(30)..].join("\n")
+}
+
+/// Sends a signal to a process that has not been waited for; `shown` names it in the error.
+pub fn send(child: &Child, signal: Signal, shown: &str) -> Result<()> {
+    kill_process(Pid::from_child(child), signal).with_context(|| format!("cannot signal {shown}"))
+}
+
 /// A running process of a fixture; dropping it kills it.
 #[derive(Debug)]
 pub struct Process {
@@ -165,10 +178,7 @@ impl Process {
 
     /// The end of what it has printed.
     pub fn tail(&self) -> String {
-        let log = std::fs::read(&self.log).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
-        let lines: Vec<_> = log.lines().collect();
-        lines[lines.len().saturating_sub(30)..].join("\n")
+        tail(&self.log)
     }
 
     /// Whether it has not ended.
@@ -181,11 +191,7 @@ impl Process {
 
     /// Sends a signal, unless it has ended.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
-        if self.running() {
-            let pid = Pid::from_child(&self.child);
-            kill_process(pid, signal).with_context(|| format!("cannot signal {}", self.shown))?;
-        }
-        Ok(())
+        if self.running() { send(&self.child, signal, &self.shown) } else { Ok(()) }
     }
 
     /// Waits until it has ended.

@@ -1,23 +1,17 @@
 //! `make demo-kubernetes`: the same organisation in production: kubectl for every step of an administrator, Postgres and
 //! Redis behind two replicas of the controller, one of them killed in the middle.
 
-use std::net::IpAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use horizon_tests::lab::{Lab, difference, within};
+use horizon_tests::journey::{Journey, PROMPTLY, READ_LIMIT};
+use horizon_tests::lab::{Lab, within};
 use horizon_tests::production::{Cluster, ClusterOptions, NAMESPACE, Pod};
 use horizon_tests::products::{Appliance, Client, Programs, repository};
-use horizon_tests::services::{WebServer, http_get};
+use horizon_tests::services::WebServer;
 use horizon_tests::story::{Steps, proven, seconds, tell, timed};
 use serde_json::json;
-
-/// What a change to an object may take until it is in force.
-const PROMPTLY: Duration = Duration::from_secs(2);
-
-/// What a fetch waits for an answer at most.
-const READ_LIMIT: Duration = Duration::from_secs(5);
 
 /// Within which time another replica leads when the leader is killed.
 const NEW_LEADER: Duration = Duration::from_secs(5);
@@ -42,8 +36,8 @@ fn story(steps: &mut Steps, lab: &mut Lab, programs: &Programs) -> Result<()> {
     let appliance_host = lab.public_host("appliance")?;
     let mut home = lab.home("home")?;
     let laptop = home.host("laptop")?;
-    let egress = appliance_host.v4();
-    let router = home.router().v4();
+    let egress = [appliance_host.v4(), appliance_host.v6()];
+    let journey = Journey { web, web_host, router: home.router().v4(), egress };
 
     let cluster = steps.step("start an API server, Postgres and Redis", || {
         proven(
@@ -82,11 +76,7 @@ fn story(steps: &mut Steps, lab: &mut Lab, programs: &Programs) -> Result<()> {
         cluster.wait("jsonpath={.status.phase}=active", "server/gateway")?;
         proven("token from the owned Secret; kubectl wait --for=condition=Online server/gateway", ())
     })?;
-    steps.step("without a connection", || {
-        let seen: IpAddr = http_get(&laptop, web_host.v4())?.parse()?;
-        ensure!(seen == router, "the web server saw {seen}, not the home's {router}");
-        proven(format!("the web server sees the home's address {seen}"), ())
-    })?;
+    journey.without_a_connection(steps, &laptop)?;
     let mut client = Client::new(laptop, programs);
     steps.step("kubectl apply a PersonalKey, connect Ada's laptop", || {
         client.start()?;
@@ -94,23 +84,13 @@ fn story(steps: &mut Steps, lab: &mut Lab, programs: &Programs) -> Result<()> {
         client.connect("gateway")?;
         proven("session granted, ticket signed, QUIC between laptop and appliance", ())
     })?;
-    let fetch = |client: &Client| -> Result<IpAddr> { Ok(http_get(client.host(), web_host.v4())?.parse()?) };
-    steps.step("traffic through the tunnel", || {
-        let visits = web.visitors().len();
-        let seen = fetch(&client)?;
-        ensure!(seen == egress, "the web server saw {seen}, not the appliance's {egress}");
-        let v6: IpAddr = http_get(client.host(), web_host.v6())?.parse()?;
-        ensure!(v6 == appliance.host().v6(), "over IPv6 the web server saw {v6}");
-        let visitors = &web.visitors()[visits..];
-        ensure!(!visitors.contains(&router) && !visitors.contains(&client.host().v6()), "the laptop leaked");
-        proven(format!("the web server sees the appliance, {seen} and {v6}, and not the laptop"), ())
-    })?;
+    journey.through_the_tunnel(steps, &client)?;
     steps.step("kubectl patch the policy: forbid the destination", || {
-        let took = forbid(&cluster, &client, &fetch)?;
+        let took = forbid(&cluster, &client, &journey)?;
         proven(format!("dropped at the appliance after {}; the session lives on", seconds(took)), ())
     })?;
     steps.step("kubectl patch it back", || {
-        allow(&cluster, &client, &fetch, egress)?;
+        allow(&cluster, &client, &journey)?;
         proven("the same session reaches the web server again", ())
     })?;
     steps.step("kill the leading replica", || {
@@ -123,14 +103,14 @@ fn story(steps: &mut Steps, lab: &mut Lab, programs: &Programs) -> Result<()> {
                 cluster.leader().filter(|leader| pods[0].is(leader)).map(drop)
             })
         })?;
-        ensure!(fetch(&client)? == egress, "the session did not survive");
+        journey.ensure_tunnelled(&client).context("the session did not survive")?;
         ensure!(client.status()?["phase"] == "connected", "the session did not survive");
         proven(format!("the other leads after {}; session and traffic go on", seconds(took)), ())
     })?;
     steps.step("kubectl patch the policy, with one replica left", || {
         cluster.wait("condition=Online", "server/gateway")?;
-        let took = forbid_within(RETURN, &cluster, &client, &fetch)?;
-        allow(&cluster, &client, &fetch, egress)?;
+        let took = forbid_within(RETURN, &cluster, &client, &journey)?;
+        allow(&cluster, &client, &journey)?;
         let took = seconds(took);
         proven(
             format!(
@@ -153,53 +133,41 @@ fn story(steps: &mut Steps, lab: &mut Lab, programs: &Programs) -> Result<()> {
     steps.step("kubectl patch her back, connect again", || {
         cluster.patch("user", "ada", &json!({"spec": {"groups": ["friends"]}}))?;
         within(PROMPTLY, "connecting works again", || client.connect("gateway").ok())?;
-        ensure!(fetch(&client)? == egress, "not through the tunnel");
+        journey.ensure_tunnelled(&client)?;
         proven("a new session, through the tunnel", ())
     })?;
     steps.step("stop Redis, then the last replica", || {
         cluster.redis.kill(0)?;
-        forbid(&cluster, &client, &fetch)?;
-        allow(&cluster, &client, &fetch, egress)?;
+        forbid(&cluster, &client, &journey)?;
+        allow(&cluster, &client, &journey)?;
         pods[0].process()?.kill()?;
-        ensure!(fetch(&client)? == egress, "the session did not survive");
+        journey.ensure_tunnelled(&client).context("the session did not survive")?;
         proven("without Redis a change is still in force; without a controller the session goes on", ())
     })?;
-    steps.step("disconnect, stop the appliance", || {
-        client.disconnect()?;
-        let seen: IpAddr = fetch(&client)?;
-        ensure!(seen == router, "after disconnecting the web server saw {seen}");
-        appliance.process()?.stop()?;
-        let left = appliance.host().network_picture()?;
-        ensure!(left == untouched, "the appliance left its host changed:\n{}", difference(&untouched, &left));
-        proven("laptop back on its own way, the appliance's host as it was found", ())
-    })?;
+    journey.back_home(steps, &client, &mut appliance, &untouched)?;
     steps.step("kubectl delete namespace", || {
         cluster.kube.kubectl(["delete", "namespace", NAMESPACE, "--timeout=60s"])?;
         proven("ended, with no controller there to hold it", ())
     })
 }
 
-type Fetch<'a> = &'a dyn Fn(&Client) -> Result<IpAddr>;
-
-fn forbid(cluster: &Cluster, client: &Client, fetch: Fetch<'_>) -> Result<Duration> {
-    forbid_within(PROMPTLY, cluster, client, fetch)
+fn forbid(cluster: &Cluster, client: &Client, journey: &Journey) -> Result<Duration> {
+    forbid_within(PROMPTLY, cluster, client, journey)
 }
 
 /// Takes the web server out of the policy, and returns how long it took until packets to it were dropped.
-fn forbid_within(limit: Duration, cluster: &Cluster, client: &Client, fetch: Fetch<'_>) -> Result<Duration> {
+fn forbid_within(limit: Duration, cluster: &Cluster, client: &Client, journey: &Journey) -> Result<Duration> {
     let elsewhere = json!({"spec": {"destinations": [{"cidr": "192.0.2.0/24"}, {"cidr": "::/0"}]}});
     cluster.patch("accesspolicy", "friends", &elsewhere)?;
-    let forbidden = || fetch(client).is_err().then_some(());
+    let forbidden = || journey.fetch(client.host()).is_err().then_some(());
     let took = timed(|| within(limit + READ_LIMIT, "packets to the web server are dropped", forbidden))?;
     ensure!(client.status()?["phase"] == "connected", "the session should live on");
     Ok(took)
 }
 
 /// Puts it back.
-fn allow(cluster: &Cluster, client: &Client, fetch: Fetch<'_>, egress: IpAddr) -> Result<()> {
+fn allow(cluster: &Cluster, client: &Client, journey: &Journey) -> Result<()> {
     let everywhere = json!({"spec": {"destinations": [{"cidr": "0.0.0.0/0"}, {"cidr": "::/0"}]}});
     cluster.patch("accesspolicy", "friends", &everywhere)?;
-    within(PROMPTLY + READ_LIMIT, "the web server answers again", || {
-        (fetch(client).ok()? == egress).then_some(())
-    })
+    within(PROMPTLY + READ_LIMIT, "the web server answers again", || journey.ensure_tunnelled(client).ok())
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Parser;
 use horizon_tests::bench::percentile;
-use horizon_tests::fleet::{Group, OrganisationOptions, Returned, Storm, Trial};
+use horizon_tests::fleet::{Group, OrganisationOptions, Returned, Storm, Trial, pause};
 
 /// Simulates appliances: starts a controller on the loopback device, has the fleet register and attach, and measures.
 #[derive(Parser)]
@@ -21,6 +21,9 @@ struct Args {
     /// Seconds over which the appliances connect first.
     #[arg(long, default_value_t = 30)]
     over: u64,
+    /// Seconds between the arrival of the last one and the fleet at rest, and after a storm.
+    #[arg(long, default_value_t = 0)]
+    settle: u64,
     /// Seconds during which the fleet at rest is watched.
     #[arg(long, default_value_t = 60)]
     watch: u64,
@@ -42,7 +45,7 @@ struct Args {
 }
 
 /// How long anything may take.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(900);
 
 fn main() -> Result<()> {
     let args = Args::parse();
@@ -73,6 +76,8 @@ fn main() -> Result<()> {
         now.cpu - trial.empty.cpu
     ));
 
+    let settle = Duration::from_secs(args.settle);
+    pause(settle);
     let steady = trial.steady(Duration::from_secs(args.watch))?;
     let growth =
         (steady.controller.resident_mb - trial.empty.resident_mb) * 1e6 / 1024.0 / args.appliances as f64;
@@ -96,6 +101,7 @@ fn main() -> Result<()> {
         say(&format!("controller {:.0} MB", trial.controller.usage()?.resident_mb));
     }
     if args.kill {
+        pause(settle);
         trial.fleet.hold(true)?;
         trial.controller.kill()?;
         say(&format!("{} acknowledged heartbeats found after the kill", trial.audit()?));

@@ -64,6 +64,8 @@ pub(super) struct Appliance {
     incarnation: Incarnation,
     secrets: Option<Secrets>,
     held: Numbered,
+    /// How many sessions are in it.
+    sessions: usize,
     knows_keyset: bool,
     /// The newest heartbeat that was acknowledged since it last asked to be attached, which counts from 1 again.
     pub(super) acknowledged: Option<Acknowledged>,
@@ -120,7 +122,12 @@ pub(super) enum Event {
     Attached,
     Verified,
     Acknowledged,
-    StateApplied { bytes: usize },
+    /// With how many sessions in the state before and in this one.
+    StateApplied {
+        bytes: usize,
+        before: usize,
+        sessions: usize,
+    },
 }
 
 /// Why a conversation is over.
@@ -163,6 +170,7 @@ impl Appliance {
             incarnation: Incarnation(Uuid::new_v4()),
             secrets,
             held: Numbered::default(),
+            sessions: 0,
             knows_keyset: false,
             acknowledged: None,
             ledger: Vec::new(),
@@ -262,10 +270,10 @@ impl Appliance {
                 heard.event = Some(Event::Acknowledged);
             }
             Said::State(envelope) => {
-                let bytes = envelope.payload.len();
+                let (bytes, before) = (envelope.payload.len(), self.sessions);
                 let report = self.apply(organisation, &envelope, now)?;
                 heard.say.push(proto::ToController { request: 0, message: Some(Say::Report(report)) });
-                heard.event = Some(Event::StateApplied { bytes });
+                heard.event = Some(Event::StateApplied { bytes, before, sessions: self.sessions });
             }
             Said::Done(_) | Said::DialBack(_) => {}
             other => return Err(Over::Broken(anyhow!("an unexpected message: {other:?}"))),
@@ -321,6 +329,7 @@ impl Appliance {
                     generation: self.held.generation,
                     digest: digest.map(|Digest(bytes)| bytes.to_vec()).unwrap_or_default(),
                     addresses: Vec::new(),
+                    witnesses: Vec::new(),
                 }))
             }
         }
@@ -333,7 +342,7 @@ impl Appliance {
         let (beats, server) =
             talk.beats.as_ref().zip(self.server()).context("a challenge before the registration")?;
         let tag = beats.answer(&id, &nonce, server, self.incarnation);
-        Ok(proto::ChallengeResponse { id: challenge.id.clone(), tag })
+        Ok(proto::ChallengeResponse { id: challenge.id.clone(), tag, payload: Vec::new() })
     }
 
     /// The next heartbeat.
@@ -394,6 +403,7 @@ impl Appliance {
         if let Some(problem) = problems.first() {
             bail!("a state that cannot be read: {}: {}", problem.entry, problem.message);
         }
+        self.sessions = wanted.sessions().count();
         for body in wanted.entries.values() {
             if let horizon_model::EntryBody::Settings(settings) = body {
                 self.interval = settings.heartbeat_seconds.max(1);
@@ -427,6 +437,7 @@ pub(super) fn factors(seed: &[u8; 32]) -> Vec<Factor> {
         resolvers: vec![[192, 0, 2, 53].into()],
         machine_id: Some(own),
         release: vec![pair("ID", "debian"), pair("VERSION_ID", "13")],
+        image: Vec::new(),
         kernel: Some("6.12.0-amd64".to_owned()),
         architecture: "x86_64".to_owned(),
         program: Some("5b1d7e0f".repeat(8)),

@@ -447,7 +447,8 @@ impl Driver {
                         tally.latency(sent.elapsed());
                     }
                 }
-                Some(Event::StateApplied { bytes }) => {
+                Some(Event::StateApplied { bytes, before, sessions }) => {
+                    tally.sessions.moved(before, sessions);
                     tally.states.add(1);
                     tally.state_bytes.add(bytes as u64);
                 }

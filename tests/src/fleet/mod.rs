@@ -6,12 +6,14 @@
 
 mod appliance;
 mod database;
+mod devices;
 mod driver;
 mod enrol;
 pub mod kubernetes;
 mod lone;
 mod organisation;
 mod port;
+pub mod security;
 mod tally;
 mod trial;
 
@@ -25,6 +27,7 @@ use horizon_model::{RootId, ServerId};
 
 pub use appliance::{Acknowledged, Enrolment};
 pub use database::Database;
+pub use devices::Device;
 pub use lone::Lone;
 pub use organisation::OrganisationOptions;
 pub use tally::Counts;

@@ -98,21 +98,24 @@ pub(super) fn from_tokens(
     let (mut root, mut plans) = (None, Vec::new());
     for (number, group, name, namespace) in members(options) {
         let file = controller.data().join("secrets").join(format!("registrationkey.{namespace}.{name}"));
-        let text = loop {
-            match whole(&file) {
-                Some(text) => break text,
-                None if std::time::Instant::now() > end => {
-                    bail!("{} was not delivered within {limit:?}:\n{}", file.display(), controller.log())
-                }
-                None => std::thread::park_timeout(Duration::from_millis(20)),
-            }
-        };
+        let text = delivered(&file, end).with_context(|| controller.log())?;
         let token = RegistrationToken::decode(&text)?;
         root = Some(token.root);
         let enrolment = Enrolment::Token { key_name: token.key_name, secret: token.secret };
         plans.push(Plan { seed: seed(number), enrolment, group });
     }
     Ok((root.context("an organisation without appliances")?, plans))
+}
+
+/// What was delivered to a file, once it is there.
+pub(super) fn delivered(file: &Path, end: std::time::Instant) -> Result<String> {
+    loop {
+        match whole(file) {
+            Some(text) => return Ok(text),
+            None if std::time::Instant::now() > end => bail!("{} was not delivered in time", file.display()),
+            None => std::thread::park_timeout(Duration::from_millis(20)),
+        }
+    }
 }
 
 /// A delivered string, once all of it is there: it ends with a new line.

@@ -24,6 +24,12 @@ impl Gauge {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// One that made a part of the number makes another one.
+    pub(super) fn moved(&self, from: usize, to: usize) {
+        self.0.fetch_add(to, Ordering::Relaxed);
+        self.0.fetch_sub(from, Ordering::Relaxed);
+    }
+
     fn get(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
@@ -48,6 +54,7 @@ impl Count {
 pub(super) struct Tally {
     pub(super) attached: Gauge,
     pub(super) verified: Gauge,
+    pub(super) sessions: Gauge,
     pub(super) handshakes: Count,
     pub(super) registered: Count,
     pub(super) beats: Count,
@@ -111,6 +118,7 @@ impl Tally {
         Counts {
             attached: self.attached.get(),
             verified: self.verified.get(),
+            sessions: self.sessions.get(),
             handshakes: self.handshakes.get(),
             registered: self.registered.get(),
             beats: self.beats.get(),
@@ -132,6 +140,8 @@ pub struct Counts {
     pub attached: usize,
     /// Those of them that proved themselves.
     pub verified: usize,
+    /// Sessions in the states that they hold.
+    pub sessions: usize,
     /// Handshakes so far.
     pub handshakes: u64,
     /// Registrations so far.

@@ -265,7 +265,11 @@ impl Trial {
 }
 
 /// A controller that is not started, and its database.
-fn controller(program: &Path, files: &[(String, String)], postgres: bool) -> Result<(Lone, Database)> {
+pub(super) fn controller(
+    program: &Path,
+    files: &[(String, String)],
+    postgres: bool,
+) -> Result<(Lone, Database)> {
     if !postgres {
         let controller = Lone::init(program, files, "")?;
         let path = controller.data().join("horizon.db");

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 
 use super::{Host, PATIENCE, within};
 
@@ -197,9 +197,7 @@ impl Proc {
 
     /// The last lines of its log.
     pub fn tail(&self) -> String {
-        let log = self.log();
-        let lines: Vec<_> = log.lines().collect();
-        lines[lines.len().saturating_sub(30)..].join("\n")
+        horizon_services::tail(&self.log)
     }
 
     /// Whether it has not ended.
@@ -212,11 +210,7 @@ impl Proc {
 
     /// Sends a signal, once it is known that the process is still this one.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
-        if self.running() {
-            let pid = Pid::from_child(&self.child);
-            kill_process(pid, signal).with_context(|| format!("cannot signal {}", self.shown))?;
-        }
-        Ok(())
+        if self.running() { horizon_services::send(&self.child, signal, &self.shown) } else { Ok(()) }
     }
 
     /// Asks it to end (SIGTERM) and waits until it has.

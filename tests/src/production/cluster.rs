@@ -20,6 +20,10 @@ pub const NAMESPACE: &str = "horizon";
 /// What Redis wants to hear.
 const REDIS_PASSWORD: &str = "a-password-of-redis";
 
+/// What the database wants to hear from its two roles.
+const RUN_PASSWORD: &str = "a-password-to-run";
+const MIGRATE_PASSWORD: &str = "a-password-to-migrate";
+
 /// Where the pods of the manifests have the certificates of the authorities.
 const DATABASE_CA: &str = "/etc/horizon-secrets/database-ca/ca.crt";
 const REDIS_CA: &str = "/etc/horizon-secrets/redis-ca/ca.crt";
@@ -68,8 +72,16 @@ impl Cluster {
     /// Does what docs/kubernetes.md says: the database's roles, the Secrets with addresses, and the production overlay, of
     /// which `settings` changes the ConfigMap `horizon-settings` (`NAME=VALUE`).
     pub fn install(&self, settings: &[String]) -> Result<()> {
-        let (run, migrate) = ("a-password-to-run", "a-password-to-migrate");
-        let passwords = [("HORIZON_RUN_PASSWORD", run), ("HORIZON_MIGRATE_PASSWORD", migrate)];
+        self.prepare()?;
+        let overlay = self.overlay(settings)?;
+        let apply = ["apply", "--server-side", "--validate=strict", "-k", &overlay.display().to_string()];
+        self.kube.kubectl(apply).map(drop)
+    }
+
+    /// What comes before the overlay: the database's roles, and the Secrets with addresses.
+    pub fn prepare(&self) -> Result<()> {
+        let passwords =
+            [("HORIZON_RUN_PASSWORD", RUN_PASSWORD), ("HORIZON_MIGRATE_PASSWORD", MIGRATE_PASSWORD)];
         self.postgres.script(&repository().join("manifests/compose/roles.sh"), &passwords)?;
         let system = repository().join("manifests/base/namespaces.yaml");
         self.kube.kubectl(["apply", "--server-side", "-f", &system.display().to_string()])?;
@@ -85,8 +97,8 @@ impl Cluster {
         self.secret(
             "horizon-database",
             &[
-                ("url", &database("horizon_run", run)),
-                ("migration-url", &database("horizon_migrate", migrate)),
+                ("url", &database("horizon_run", RUN_PASSWORD)),
+                ("migration-url", &database("horizon_migrate", MIGRATE_PASSWORD)),
             ],
         )?;
         self.secret("horizon-redis", &[("url", &redis)])?;
@@ -94,11 +106,14 @@ impl Cluster {
             Ok(std::fs::read_to_string(path.context("the service has no TLS")?)?)
         };
         self.secret("horizon-database-ca", &[("ca.crt", &authority(self.postgres.authority())?)])?;
-        self.secret("horizon-redis-ca", &[("ca.crt", &authority(self.redis.authority())?)])?;
+        self.secret("horizon-redis-ca", &[("ca.crt", &authority(self.redis.authority())?)])
+    }
 
-        let overlay = self.overlay(settings)?;
-        let apply = ["apply", "--server-side", "--validate=strict", "-k", &overlay.display().to_string()];
-        self.kube.kubectl(apply).map(drop)
+    /// The database's address for a controller outside the cluster, as the role that it runs as, and as the owner of the
+    /// tables.
+    pub fn database_urls(&self) -> [String; 2] {
+        [("horizon_run", RUN_PASSWORD), ("horizon_migrate", MIGRATE_PASSWORD)]
+            .map(|(role, password)| self.postgres.url(role, password, "horizon", self.postgres.address()))
     }
 
     /// An overlay over the production overlay, as an administrator has one.

@@ -1,5 +1,6 @@
 //! A controller, started as a node starts a pod of its Deployment.
 
+use std::ffi::OsStr;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -38,10 +39,13 @@ impl Pod {
         let environment = environment(cluster, &spec, host.name())?;
         let pod = Self { process: None, host, program: programs.controller.clone(), spec, environment };
         pod.fill(cluster)?;
-        for container in pod.containers("initContainers") {
-            pod.command(container)?.ok()?;
-        }
+        pod.initialise()?;
         Ok(pod)
+    }
+
+    /// Runs its init containers to their ends.
+    pub fn initialise(&self) -> Result<()> {
+        self.containers("initContainers").try_for_each(|container| self.command(container)?.ok().map(drop))
     }
 
     /// Starts its container.
@@ -147,7 +151,16 @@ impl Pod {
     /// One of the controller's commands in the running pod, as `kubectl exec` runs it, with the pod's configuration.
     pub fn exec<const N: usize>(&self, args: [&str; N]) -> Cmd<'_> {
         let args = args.into_iter().chain(["--config", "/etc/horizon/config.toml"]);
-        self.with_environment(self.host.cmd(&self.program, args))
+        self.cmd(&self.program, args)
+    }
+
+    /// Any program where the pod runs, with its environment.
+    pub fn cmd<A: AsRef<OsStr>>(
+        &self,
+        program: impl AsRef<OsStr>,
+        args: impl IntoIterator<Item = A>,
+    ) -> Cmd<'_> {
+        self.with_environment(self.host.cmd(program, args))
     }
 
     fn containers(&self, kind: &str) -> impl Iterator<Item = &Value> {
@@ -158,7 +171,7 @@ impl Pod {
     fn command(&self, container: &Value) -> Result<Cmd<'_>> {
         let args = container["args"].as_array().context("the container has no arguments")?;
         let args = args.iter().filter_map(Value::as_str);
-        Ok(self.with_environment(self.host.cmd(&self.program, args)))
+        Ok(self.cmd(&self.program, args))
     }
 
     fn with_environment<'h>(&self, command: Cmd<'h>) -> Cmd<'h> {

@@ -5,12 +5,16 @@
 mod broker_away;
 mod commands;
 mod controller_files;
+mod devices;
 mod dns;
 mod drift;
+mod identity;
 mod keys;
 mod mtu;
 mod networks;
+mod organisation_keys;
 mod policy;
+mod rotation;
 mod ssh;
 mod take_over;
 mod tokens;

@@ -9,19 +9,23 @@ use crate::tools::{installed, manifests, text};
 
 const READ: [&str; 3] = ["get", "list", "watch"];
 const WRITE: [&str; 4] = ["create", "update", "patch", "delete"];
-const KINDS: [&str; 9] = [
+const KINDS: [&str; 12] = [
     "accesspolicies",
     "approvals",
+    "devicedecisions",
+    "keyrotations",
     "personalkeys",
     "registrationkeys",
     "revocations",
+    "rotationpolicies",
     "securitypolicies",
     "servers",
     "users",
     "virtualnetworks",
 ];
 /// Kinds that are decisions of security.
-const DECISIONS: [&str; 3] = ["approvals", "revocations", "securitypolicies"];
+const DECISIONS: [&str; 6] =
+    ["approvals", "devicedecisions", "keyrotations", "revocations", "rotationpolicies", "securitypolicies"];
 
 /// `VERB GROUP/RESOURCE[=NAME]` of everything that `user` may do in a namespace.
 pub(crate) fn rights(api: &KubeApi, user: &str, namespace: &str) -> BTreeSet<String> {
@@ -153,7 +157,9 @@ fn the_controller_may_what_it_needs_and_nothing_else() {
     served.extend(["create", "patch", "delete"].map(|verb| format!("{verb} /secrets")));
     served.extend(["create", "patch"].map(|verb| format!("{verb} events.k8s.io/events")));
     let mut own = everywhere.clone();
-    own.extend(["create /secrets", "get /secrets=horizon-keys"].map(str::to_owned));
+    own.extend(
+        ["create /secrets", "get /secrets=horizon-keys", "update /secrets=horizon-keys"].map(str::to_owned),
+    );
     own.extend(["create", "patch"].map(|verb| format!("{verb} events.k8s.io/events")));
     own.insert("create coordination.k8s.io/leases".into());
     own.extend(["get", "update"].map(|v| format!("{v} coordination.k8s.io/leases=horizon-controller")));

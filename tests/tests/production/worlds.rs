@@ -78,11 +78,8 @@ fn kubernetes_to_files_and_back_drops_no_session() {
     let pod = &mut estate.pods[0];
     pod.set("HORIZON_KUBERNETES_NAMESPACES", NAMESPACE);
     ["HORIZON_SOURCE", "HORIZON_RESOURCES", "HORIZON_KUBECONFIG"].iter().for_each(|name| pod.unset(name));
-    // One after another: who looks while another changes the place is refused, and started again by Kubernetes.
-    for pod in &mut estate.pods {
-        pod.start().unwrap();
-        pod.wait_until_ready().unwrap();
-    }
+    estate.pods.iter_mut().for_each(|pod| pod.start().unwrap());
+    estate.pods.iter_mut().for_each(|pod| pod.wait_until_ready().unwrap());
     assert_served(&laptop, &estate);
     estate.cluster.wait("condition=Online", "server/gateway").unwrap();
     assert_in_force(&estate, &laptop, RETURN);

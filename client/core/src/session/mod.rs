@@ -16,7 +16,7 @@ use horizon_model::{SessionId, Ticket};
 
 use crate::failure::{Failure, FailureKind};
 
-pub use types::{Answer, Effect, Event, Path, Phase, Wish};
+pub use types::{Answer, Effect, Event, Moved, Path, Phase, Wish};
 
 /// How long the controller may take to grant a session.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(25);
@@ -28,6 +28,11 @@ pub const ENROL_TIMEOUT: Duration = Duration::from_secs(40);
 pub const REFRESH_AFTER: Duration = Duration::from_secs(5);
 /// Pause between two such questions.
 pub const REFRESH_EVERY: Duration = Duration::from_secs(30);
+/// How long a path may be lost before another server is looked for, where that is wanted. Sooner, when the controller says
+/// that the server is away.
+pub const FAILOVER_AFTER: Duration = Duration::from_secs(15);
+/// Pause between two searches for another server.
+pub const FAILOVER_EVERY: Duration = Duration::from_secs(15);
 
 /// A session that was granted.
 #[derive(Clone, Debug)]
@@ -39,6 +44,15 @@ struct Live {
     path: Option<Path>,
     trouble: Option<String>,
     confirm_by: Option<Instant>,
+    moved: Option<Moved>,
+}
+
+/// The search for another server while the path to the one in use is lost.
+#[derive(Debug)]
+enum Seek {
+    At(Instant),
+    Finding { attempt: u64, deadline: Instant },
+    Asked { attempt: u64, server: String, deadline: Instant },
 }
 
 #[derive(Debug)]
@@ -85,6 +99,8 @@ pub struct Machine {
     state: State,
     /// Only while a session is in use.
     switch: Option<Switch>,
+    /// Only while a path is lost, or an answer is under way.
+    seek: Option<Seek>,
     attempts: u64,
     effects: VecDeque<Effect>,
     events: VecDeque<Event>,
@@ -95,6 +111,7 @@ impl Default for Machine {
         Self {
             state: State::Idle(None),
             switch: None,
+            seek: None,
             attempts: 0,
             effects: VecDeque::new(),
             events: VecDeque::new(),
@@ -148,6 +165,11 @@ impl Machine {
         self.live().and_then(|l| l.confirm_by)
     }
 
+    /// From where the session moved by itself, if it did.
+    pub fn moved(&self) -> Option<&Moved> {
+        self.live().and_then(|l| l.moved.as_ref())
+    }
+
     /// The path in use, while one works.
     pub fn path(&self) -> Option<Path> {
         self.live().and_then(|l| l.path)
@@ -190,7 +212,12 @@ impl Machine {
             State::Reconnecting { refresh: Refresh::At(at) | Refresh::Asked(_, at), .. } => Some(*at),
             State::Idle(_) | State::Connected { .. } | State::Stopping { .. } => None,
         };
-        own.into_iter().chain(self.confirm_by()).chain(self.switch.as_ref().map(|s| s.deadline)).min()
+        let seek = self.seek.as_ref().map(|seek| match seek {
+            Seek::At(at) => *at,
+            Seek::Finding { deadline, .. } | Seek::Asked { deadline, .. } => *deadline,
+        });
+        let switch = self.switch.as_ref().map(|s| s.deadline);
+        own.into_iter().chain(self.confirm_by()).chain(switch).chain(seek).min()
     }
 
     /// Whether a wish for another server waits for its answer while a session is in use.
@@ -248,7 +275,12 @@ impl Machine {
     /// is put back as after any other attempt: nobody who starts a machine is to find it cut off.
     pub fn handle_resume(&mut self, now: Instant, ticket: Ticket) {
         if matches!(self.state, State::Idle(_)) {
-            let wish = Wish { server: ticket.server_name.clone(), take_over: None, confirm_within: None };
+            let wish = Wish {
+                server: ticket.server_name.clone(),
+                take_over: None,
+                confirm_within: None,
+                failover: false,
+            };
             self.begin(now, wish, Box::new(ticket));
         }
     }
@@ -265,6 +297,11 @@ impl Machine {
                 Answer::Failed(failure) => self.events.push_back(Event::Declined(failure)),
             }
             return;
+        }
+        if let Some(Seek::Asked { server, .. }) =
+            self.seek.take_if(|seek| matches!(seek, Seek::Asked { attempt: asked, .. } if *asked == attempt))
+        {
+            return self.moved_on(now, server, answer);
         }
         match &mut self.state {
             State::Requesting { wish, attempt: current, .. } if *current == attempt => match answer {
@@ -286,8 +323,12 @@ impl Machine {
                     Answer::Failed(failure) if failure.kind == FailureKind::Refused => {
                         self.stop(Some(failure), None, None);
                     }
-                    // Whoever cannot answer now may answer later.
-                    Answer::Failed(_) => {}
+                    // Whoever cannot answer now may answer later; another server may be there now.
+                    Answer::Failed(_) => {
+                        if let Some(Seek::At(at)) = &mut self.seek {
+                            *at = now;
+                        }
+                    }
                 }
             }
             // The path came back, the user gave up or another attempt began: what was granted is given back, unless it
@@ -298,6 +339,50 @@ impl Machine {
                         Some(live) if live.session == ticket.session => {}
                         _ => self.effects.push_back(Effect::End(ticket.session)),
                     }
+                }
+            }
+        }
+    }
+
+    /// A server was found in the place of one that stays away, or none.
+    pub fn handle_found(&mut self, now: Instant, attempt: u64, server: Option<String>) {
+        if !matches!(self.seek, Some(Seek::Finding { attempt: asked, .. }) if asked == attempt) {
+            return;
+        }
+        let reconnecting = matches!(self.state, State::Reconnecting { .. });
+        self.seek = match server {
+            Some(server) if reconnecting => {
+                self.attempts += 1;
+                let attempt = self.attempts;
+                self.effects.push_back(Effect::Request { attempt, server: server.clone(), take_over: None });
+                Some(Seek::Asked { attempt, server, deadline: now + REQUEST_TIMEOUT })
+            }
+            _ => reconnecting.then_some(Seek::At(now + FAILOVER_EVERY)),
+        };
+    }
+
+    /// The controller answered the request for another server.
+    fn moved_on(&mut self, now: Instant, server: String, answer: Answer) {
+        match answer {
+            Answer::Granted(ticket) => {
+                let Some(live) = self.live_mut() else {
+                    self.effects.push_back(Effect::End(ticket.session));
+                    return;
+                };
+                let why = live.trouble.take().unwrap_or_else(|| "it did not answer".to_owned());
+                let from = std::mem::replace(&mut live.wish.server, server);
+                live.moved = Some(Moved { from, reason: why });
+                live.session = ticket.session;
+                live.path = None;
+                self.effects.push_back(Effect::Renew(ticket));
+                // That one may stay away too.
+                self.seek = Some(Seek::At(now + FAILOVER_AFTER));
+                self.settle(now);
+            }
+            Answer::Conflict(conflict) => self.stop(Some(Failure::conflict(conflict)), None, None),
+            Answer::Failed(_) => {
+                if matches!(self.state, State::Reconnecting { .. }) {
+                    self.seek = Some(Seek::At(now + FAILOVER_EVERY));
                 }
             }
         }
@@ -363,7 +448,8 @@ impl Machine {
     /// The controller says that a session is over.
     pub fn handle_session_ended(&mut self, session: SessionId, reason: &str) {
         // While switching it is the controller that replaces the session, and its answer follows.
-        if self.session() == Some(session) && self.switch.is_none() {
+        let replaced = self.switch.is_some() || matches!(self.seek, Some(Seek::Asked { .. }));
+        if self.session() == Some(session) && !replaced {
             let server = self.server().unwrap_or_default();
             let failure = Failure::new(
                 FailureKind::Refused,
@@ -401,6 +487,7 @@ impl Machine {
         if let Some(switch) = self.switch.take_if(|s| s.deadline <= now) {
             self.events.push_back(Event::Declined(unanswered(&switch.wish.server)));
         }
+        self.seek_on(now);
         match &mut self.state {
             State::Enrolling { deadline } if *deadline <= now => self.enter(State::Idle(None)),
             State::Requesting { wish, deadline, .. } if *deadline <= now => {
@@ -439,6 +526,24 @@ impl Machine {
         }
     }
 
+    /// Time passed for the search for another server.
+    fn seek_on(&mut self, now: Instant) {
+        match &self.seek {
+            Some(Seek::At(at)) if *at <= now => {
+                let Some(instead_of) = self.server().map(str::to_owned) else { return };
+                self.attempts += 1;
+                let attempt = self.attempts;
+                self.effects.push_back(Effect::Find { attempt, instead_of });
+                self.seek = Some(Seek::Finding { attempt, deadline: now + REQUEST_TIMEOUT });
+            }
+            Some(Seek::Finding { deadline, .. } | Seek::Asked { deadline, .. }) if *deadline <= now => {
+                let reconnecting = matches!(self.state, State::Reconnecting { .. });
+                self.seek = reconnecting.then_some(Seek::At(now + FAILOVER_EVERY));
+            }
+            _ => {}
+        }
+    }
+
     /// How long no path has worked, while reconnecting.
     pub fn pathless_since(&self) -> Option<Instant> {
         if let State::Reconnecting { since, .. } = &self.state { Some(*since) } else { None }
@@ -472,11 +577,16 @@ impl Machine {
                 if live.host_ready && live.path.is_some() =>
             {
                 let live = live.clone();
+                // What was asked for is still answered, and the session in use ended by it.
+                self.seek.take_if(|seek| !matches!(seek, Seek::Asked { .. }));
                 self.enter(State::Connected { live });
             }
             State::Connected { live } if live.path.is_none() => {
                 let live = live.clone();
                 let refresh = Refresh::At(now + REFRESH_AFTER);
+                if live.wish.failover && self.seek.is_none() {
+                    self.seek = Some(Seek::At(now + FAILOVER_AFTER));
+                }
                 self.enter(State::Reconnecting { live, since: now, refresh });
             }
             _ => {}
@@ -486,6 +596,7 @@ impl Machine {
     fn stop(&mut self, failure: Option<Failure>, next: Option<Next>, end: Option<SessionId>) {
         // An answer that still comes is given back.
         self.switch = None;
+        self.seek = None;
         self.effects.extend(end.map(Effect::End));
         self.effects.push_back(Effect::Stop);
         self.enter(State::Stopping { failure, next });
@@ -523,6 +634,7 @@ impl Live {
             path: None,
             trouble: None,
             confirm_by,
+            moved: None,
         }
     }
 }

@@ -12,7 +12,7 @@ fn ticket(session: u128) -> Box<Ticket> {
 }
 
 fn wish(server: &str) -> Wish {
-    Wish { server: server.into(), take_over: None, confirm_within: None }
+    Wish { server: server.into(), take_over: None, confirm_within: None, failover: false }
 }
 
 fn path() -> Option<Path> {
@@ -27,6 +27,7 @@ fn effects(machine: &mut Machine) -> Vec<String> {
     std::iter::from_fn(|| machine.poll_effect())
         .map(|e| match e {
             Effect::Request { attempt, server, .. } => format!("request {server} {attempt}"),
+            Effect::Find { attempt, instead_of } => format!("find {instead_of} {attempt}"),
             Effect::Start(t) => format!("start {}", t.session.0.as_u128()),
             Effect::Renew(t) => format!("renew {}", t.session.0.as_u128()),
             Effect::Stop => "stop".into(),
@@ -44,6 +45,57 @@ fn connected(now: Instant, wish: Wish) -> Machine {
     assert_eq!(machine.phase(), Phase::Connected);
     effects(&mut machine);
     machine
+}
+
+#[test]
+fn a_session_moves_to_another_server_when_its_own_stays_away_and_only_if_that_is_wanted() {
+    let now = Instant::now();
+    let mut machine = connected(now, Wish { failover: true, ..wish("paris-1") });
+    machine.handle_trouble("timed out");
+    machine.handle_path(now, None);
+    machine.handle_timeout(now + REFRESH_AFTER);
+    assert_eq!(effects(&mut machine), ["request paris-1 2"]);
+    // The controller knows that the server is away: there is nothing to wait for.
+    machine.handle_answer(now + REFRESH_AFTER, 2, refused(FailureKind::Failed));
+    machine.handle_timeout(now + REFRESH_AFTER);
+    assert_eq!(effects(&mut machine), ["find paris-1 3"]);
+    machine.handle_found(now, 3, Some("rome-1".into()));
+    assert_eq!(effects(&mut machine), ["request rome-1 4"]);
+    // The old session is replaced by the new one, which is no reason to stop.
+    machine.handle_session_ended(SessionId(Uuid::from_u128(7)), "the device connected again");
+    machine.handle_answer(now, 4, Answer::Granted(ticket(8)));
+    assert_eq!(
+        effects(&mut machine),
+        ["renew 8"],
+        "the host stays as it is: nothing leaves beside the tunnel"
+    );
+    machine.handle_host(now, Ok(()));
+    machine.handle_path(now, path());
+    assert_eq!((machine.phase(), machine.server()), (Phase::Connected, Some("rome-1")));
+    let moved = machine.moved().unwrap();
+    assert_eq!((moved.from.as_str(), moved.reason.as_str()), ("paris-1", "timed out"));
+
+    let mut machine = connected(now, wish("paris-1"));
+    machine.handle_path(now, None);
+    machine.handle_timeout(now + FAILOVER_AFTER);
+    assert_eq!(effects(&mut machine), ["request paris-1 2"], "nobody wanted another server");
+}
+
+#[test]
+fn a_path_that_comes_back_ends_the_search_and_another_search_follows_one_in_vain() {
+    let now = Instant::now();
+    let mut machine = connected(now, Wish { failover: true, ..wish("paris-1") });
+    machine.handle_path(now, None);
+    let late = now + FAILOVER_AFTER;
+    machine.handle_timeout(late);
+    assert_eq!(effects(&mut machine), ["find paris-1 2", "request paris-1 3"]);
+    machine.handle_found(late, 2, None);
+    machine.handle_timeout(late + FAILOVER_EVERY);
+    assert_eq!(effects(&mut machine), ["find paris-1 4"]);
+    machine.handle_path(late, path());
+    machine.handle_found(late, 4, Some("rome-1".into()));
+    assert_eq!((machine.phase(), effects(&mut machine).len()), (Phase::Connected, 0));
+    assert_eq!(machine.poll_timeout(), None);
 }
 
 #[test]
@@ -259,6 +311,7 @@ fn a_resumed_session_waits_for_its_path_and_keys_wait_for_its_end() {
 /// What may happen to the machine.
 #[derive(Clone, Debug)]
 enum Step {
+    Found(u64, bool),
     Connect(u8),
     Disconnect,
     Confirm,
@@ -287,6 +340,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         4 => any::<bool>().prop_map(Step::Path),
         1 => (0u8..4).prop_map(Step::Ended),
         3 => Just(Step::Stopped),
+        2 => (0u64..6, any::<bool>()).prop_map(|(attempt, found)| Step::Found(attempt, found)),
         2 => (0u64..60).prop_map(Step::Wait),
     ]
 }
@@ -306,7 +360,7 @@ proptest! {
                 match effect {
                     Effect::Start(_) => started += 1,
                     Effect::Stop => started -= 1,
-                    Effect::End(_) | Effect::Renew(_) | Effect::Request { .. } => {}
+                    Effect::End(_) | Effect::Renew(_) | Effect::Request { .. } | Effect::Find { .. } => {}
                 }
                 assert!((0..=1).contains(&started), "started twice or stopped twice");
             }
@@ -314,7 +368,11 @@ proptest! {
         };
         for step in steps {
             match step {
-                Step::Connect(n) => { let _ = machine.handle_connect(now, wish(["a", "b", "c"][n as usize])); }
+                Step::Connect(n) => {
+                    let wish = Wish { failover: n == 2, ..wish(["a", "b", "c"][n as usize]) };
+                    let _ = machine.handle_connect(now, wish);
+                }
+                Step::Found(attempt, found) => machine.handle_found(now, attempt, found.then(|| "d".to_owned())),
                 Step::Disconnect => machine.handle_disconnect(),
                 Step::Confirm => { let _ = machine.handle_confirm(); }
                 Step::Enrol => { let _ = machine.handle_enrol(now); }

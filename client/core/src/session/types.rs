@@ -40,6 +40,18 @@ pub struct Wish {
     pub take_over: Option<SessionId>,
     /// Reverts the connection unless it is confirmed within this time.
     pub confirm_within: Option<Duration>,
+    /// Whether another server is asked for when this one stays away.
+    pub failover: bool,
+}
+
+/// A session that moved to another server by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Moved {
+    /// The server it was on.
+    pub from: String,
+    /// Why it left.
+    pub reason: String,
 }
 
 /// The controller's answer to a request for a session.
@@ -65,10 +77,19 @@ pub enum Effect {
         /// The session that may be ended for this one.
         take_over: Option<SessionId>,
     },
+    /// Find a server in the place of one that stays away: another one that is available and offers as much. Answered by
+    /// [`Machine::handle_found`].
+    Find {
+        /// To be given back with the answer.
+        attempt: u64,
+        /// The server that stays away.
+        instead_of: String,
+    },
     /// Change the host and dial the server. Answered by [`Machine::handle_host`], and by [`Machine::handle_path`]
     /// whenever the tunnel's connection comes or goes.
     Start(Box<Ticket>),
-    /// Dial the server with a fresh ticket of the same session; the host stays as it is.
+    /// Dial the server of a fresh ticket, which may be another one; the host stays as it is but for what the ticket changes,
+    /// and nothing leaves beside the tunnel meanwhile.
     Renew(Box<Ticket>),
     /// Undo what [`Effect::Start`] did, as far as it came. Answered by [`Machine::handle_stopped`].
     Stop,

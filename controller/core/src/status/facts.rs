@@ -38,6 +38,10 @@ pub struct ServerFacts {
     pub pending_digest: Option<[u8; 32]>,
     /// What differs between the two.
     pub identity_changes: Vec<IdentityChange>,
+    /// How far its machine is from the approved one, in points.
+    pub identity_drift: u64,
+    /// Where its public address is, in words.
+    pub location: Option<String>,
     /// Its control channel; `None` when none was seen since the controller started.
     pub presence: Option<Presence>,
     /// The generation of the state it is asked to reach; 0 when none was made yet.
@@ -88,6 +92,54 @@ pub struct PersonalKeyFacts {
     pub devices: Vec<DeviceFacts>,
     /// The file with the key string, until it was delivered.
     pub secret_file: Option<String>,
+    /// How many rotations it went through.
+    pub rotations: u32,
+    /// When it was last rotated.
+    pub last_rotation: Option<Timestamp>,
+    /// Until when the version before the newest works, while it does.
+    pub overlap_end: Option<Timestamp>,
+    /// The devices that are to take the newest version and have not confirmed it.
+    pub unconfirmed: Vec<DeviceId>,
+    /// Whether people have to enter the newest version.
+    pub manual_rotation_required: bool,
+}
+
+/// What is known about what a rotation policy did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RotationPolicyFacts {
+    /// When a rotation of it last began.
+    pub last_run: Option<Timestamp>,
+    /// When the next begins.
+    pub next_run: Option<Timestamp>,
+    /// How many keys follow it.
+    pub keys: u32,
+    /// How many of them are being rotated.
+    pub rotating: u32,
+    /// How many rotations it began.
+    pub rotations: u32,
+    /// How many of them failed, or were not confirmed by all.
+    pub failures: u32,
+}
+
+/// What is known about how far a rotation is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RotationFacts {
+    /// When it began.
+    pub started_at: Option<Timestamp>,
+    /// When it was over.
+    pub completed_at: Option<Timestamp>,
+    /// When the old keys end at the latest.
+    pub overlap_ends_at: Option<Timestamp>,
+    /// How many keys it is about.
+    pub total: u32,
+    /// How many of them are rotated.
+    pub done: u32,
+    /// How many devices or appliances are to take a new key.
+    pub receivers: u32,
+    /// How many have.
+    pub confirmed: u32,
+    /// What went wrong: with what, and what.
+    pub failures: Vec<(String, String)>,
 }
 
 /// What is known about a registration key.
@@ -148,6 +200,12 @@ pub enum Facts {
     Approval(DecisionFacts),
     /// A revocation's.
     Revocation(DecisionFacts),
+    /// A rotation policy's.
+    RotationPolicy(RotationPolicyFacts),
+    /// A rotation's.
+    KeyRotation(RotationFacts),
+    /// A decision's about a device.
+    DeviceDecision(DecisionFacts),
     /// Nothing beyond resources: an access policy's.
     None,
 }

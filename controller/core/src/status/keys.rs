@@ -2,9 +2,11 @@
 
 use horizon_crds::{
     ConditionType, DeviceSummary, KeySummary, PersonalKeyPhase, PersonalKeyStatus, RegistrationKeyPhase,
-    RegistrationKeyStatus, SecretRef, Text, UserSpec, UserStatus,
+    RegistrationKeyStatus, Resource, RotationTarget, SecretRef, Text, UserSpec, UserStatus,
 };
 use jiff::Timestamp;
+
+use crate::rotation::{next_warning, schedule, warning};
 
 use super::{
     Notes,
@@ -62,6 +64,10 @@ fn phase(facts: &PersonalKeyFacts, now: Timestamp) -> PersonalKeyPhase {
         PersonalKeyPhase::Deactivated
     } else if facts.expires_at.is_some_and(|end| end <= now) {
         PersonalKeyPhase::Expired
+    } else if facts.overlap_end.is_some_and(|end| now < end) {
+        PersonalKeyPhase::Rotating
+    } else if facts.manual_rotation_required {
+        PersonalKeyPhase::Pending
     } else if facts.activated_at.is_some() {
         PersonalKeyPhase::Active
     } else {
@@ -89,6 +95,9 @@ pub(super) fn personal(
     let phase = phase(facts, note.input.now);
     status.phase = Some(phase);
     let (reason, message) = match phase {
+        PersonalKeyPhase::Pending if facts.manual_rotation_required => {
+            ("ManualRotationRequired", "the key was replaced at once: its user has to enter the new one")
+        }
         PersonalKeyPhase::Pending => ("Pending", "no device is enrolled with the key yet"),
         PersonalKeyPhase::Active => ("Active", "devices are enrolled with the key"),
         PersonalKeyPhase::Rotating => ("Rotating", "the key and its successor both work"),
@@ -97,7 +106,61 @@ pub(super) fn personal(
         PersonalKeyPhase::Expired => ("Expired", "the key's time is over"),
     };
     note.set(ConditionType::Ready, works(phase), reason, message);
-    facts.expires_at.filter(|_| works(phase))
+    let again = rotation(status, facts, works(phase), note);
+    facts.expires_at.filter(|_| works(phase)).into_iter().chain(again).min()
+}
+
+/// Fills in what the status says of rotations and of the key's end; returns when that may read differently by itself.
+fn rotation(
+    status: &mut PersonalKeyStatus,
+    facts: &PersonalKeyFacts,
+    works: bool,
+    note: &mut Notes<'_>,
+) -> Option<Timestamp> {
+    let now = note.input.now;
+    status.rotations = facts.rotations;
+    status.last_rotation_at = facts.last_rotation.map(Into::into);
+    status.overlap_ends_at = facts.overlap_end.filter(|end| now < *end).map(Into::into);
+    let unconfirmed = facts.unconfirmed.iter().filter(|_| status.overlap_ends_at.is_some());
+    status.unconfirmed_devices =
+        unconfirmed.filter_map(|device| device.to_string().parse().ok()).take(MAX_DEVICES).collect();
+    status.next_rotation_at = next_rotation(facts, note).filter(|_| works).map(Into::into);
+    if facts.rotations > 0 {
+        let (reason, message) = if facts.manual_rotation_required {
+            ("Replaced", "the key was replaced at once: its user has to enter the new one on every device")
+        } else {
+            ("Entered", "the newest key is in use")
+        };
+        note.set(ConditionType::ManualRotationRequired, facts.manual_rotation_required, reason, message);
+    }
+    let mut again: Vec<_> = facts.overlap_end.filter(|end| now < *end).into_iter().collect();
+    if let Some(end) = facts.expires_at.filter(|_| works) {
+        match warning(end, now) {
+            Some(ahead) => {
+                let reason = format!("In{}Days", ahead.days());
+                let message = format!("the key ends at {end}: extend it, or make a new one and hand it over");
+                note.set(ConditionType::ExpiresSoon, true, &reason, &message);
+            }
+            None => {
+                let message = format!("the key ends at {end}");
+                note.set(ConditionType::ExpiresSoon, false, "Later", &message);
+            }
+        }
+        again.push(next_warning(end, now));
+    }
+    again.into_iter().filter(|at| *at > now).min()
+}
+
+/// When the key is next rotated by its policy.
+fn next_rotation(facts: &PersonalKeyFacts, note: &Notes<'_>) -> Option<Timestamp> {
+    let stored = note.input.stored;
+    let Resource::PersonalKey(key) = &*stored.resource else { return None };
+    let (_, policy) =
+        note.input.index.rotation_policy(&key.metadata.namespace, key.spec.rotation_policy.as_ref()?)?;
+    let since = facts.last_rotation.max(facts.activated_at)?;
+    let usable = policy.target == RotationTarget::PersonalKeys && !policy.paused;
+    (usable && !facts.manual_rotation_required)
+        .then(|| schedule::next_run(policy, since, schedule::seed(&stored.uid.to_string())))
 }
 
 /// Fills in the status; returns when it may read differently by itself.

@@ -5,22 +5,24 @@ mod facts;
 mod keys;
 mod notices;
 mod policies;
+mod rotation;
 mod server;
 #[cfg(test)]
 mod tests;
 
 pub use facts::{
-    DecisionFacts, DeviceFacts, Facts, PersonalKeyFacts, Presence, RegistrationKeyFacts, ServerFacts,
-    UserFacts,
+    DecisionFacts, DeviceFacts, Facts, PersonalKeyFacts, Presence, RegistrationKeyFacts, RotationFacts,
+    RotationPolicyFacts, ServerFacts, UserFacts,
 };
 pub use keys::SECRET_PREFIX;
 pub use notices::{Notice, notices};
 pub use server::{BEHIND_DAMPING, ONLINE_DAMPING};
 
 use horizon_crds::{
-    AccessPolicyStatus, ApprovalStatus, Condition, ConditionStatus, ConditionType, KindName,
-    PersonalKeyStatus, Problem, RegistrationKeyStatus, Resource, RevocationStatus, SecurityPolicyStatus,
-    ServerStatus, Text, UserStatus, VirtualNetworkStatus, set_condition,
+    AccessPolicyStatus, ApprovalStatus, Condition, ConditionStatus, ConditionType, DeviceDecisionStatus,
+    KeyRotationStatus, KindName, PersonalKeyStatus, Problem, RegistrationKeyStatus, Resource,
+    RevocationStatus, RotationPolicyStatus, SecurityPolicyStatus, ServerStatus, Text, UserStatus,
+    VirtualNetworkStatus, set_condition,
 };
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
@@ -46,6 +48,9 @@ pub enum Status {
     SecurityPolicy(SecurityPolicyStatus),
     Approval(ApprovalStatus),
     Revocation(RevocationStatus),
+    RotationPolicy(RotationPolicyStatus),
+    KeyRotation(Box<KeyRotationStatus>),
+    DeviceDecision(DeviceDecisionStatus),
 }
 
 macro_rules! each {
@@ -60,6 +65,9 @@ macro_rules! each {
             Status::SecurityPolicy($inner) => $result,
             Status::Approval($inner) => $result,
             Status::Revocation($inner) => $result,
+            Status::RotationPolicy($inner) => $result,
+            Status::KeyRotation($inner) => $result,
+            Status::DeviceDecision($inner) => $result,
         }
     };
 }
@@ -77,6 +85,9 @@ impl Status {
             KindName::SecurityPolicy => Self::SecurityPolicy(SecurityPolicyStatus::default()),
             KindName::Approval => Self::Approval(ApprovalStatus::default()),
             KindName::Revocation => Self::Revocation(RevocationStatus::default()),
+            KindName::RotationPolicy => Self::RotationPolicy(RotationPolicyStatus::default()),
+            KindName::KeyRotation => Self::KeyRotation(Box::default()),
+            KindName::DeviceDecision => Self::DeviceDecision(DeviceDecisionStatus::default()),
         }
     }
 
@@ -95,6 +106,9 @@ impl Status {
             KindName::SecurityPolicy => Self::SecurityPolicy(serde_json::from_value(json)?),
             KindName::Approval => Self::Approval(serde_json::from_value(json)?),
             KindName::Revocation => Self::Revocation(serde_json::from_value(json)?),
+            KindName::RotationPolicy => Self::RotationPolicy(serde_json::from_value(json)?),
+            KindName::KeyRotation => Self::KeyRotation(serde_json::from_value(json)?),
+            KindName::DeviceDecision => Self::DeviceDecision(serde_json::from_value(json)?),
         })
     }
 
@@ -210,7 +224,7 @@ pub fn status(input: StatusInput<'_>) -> Computed {
         }
         (Status::SecurityPolicy(status), _, Facts::SecurityPolicy { locked_out }) => {
             status.locked_out = *locked_out;
-            note.set(ConditionType::Ready, true, "InForce", "the bounds hold");
+            policies::security(&mut note);
             input.now.checked_add(LOCKOUT_REFRESH).ok()
         }
         (Status::Approval(status), Resource::Approval(approval), Facts::Approval(facts)) => {
@@ -219,6 +233,21 @@ pub fn status(input: StatusInput<'_>) -> Computed {
         }
         (Status::Revocation(status), _, Facts::Revocation(facts)) => {
             policies::revocation(status, facts, &mut note);
+            None
+        }
+        (Status::RotationPolicy(status), Resource::RotationPolicy(policy), Facts::RotationPolicy(facts)) => {
+            rotation::policy(status, &policy.spec, facts, &mut note);
+            None
+        }
+        (Status::KeyRotation(status), Resource::KeyRotation(run), Facts::KeyRotation(facts)) => {
+            rotation::run(status, &run.spec, facts, &mut note)
+        }
+        (
+            Status::DeviceDecision(status),
+            Resource::DeviceDecision(decision),
+            Facts::DeviceDecision(facts),
+        ) => {
+            policies::device(status, &decision.spec, facts, &mut note);
             None
         }
         _ => None,

@@ -115,6 +115,11 @@ fn phases(before: &Status, after: &Status, notices: &mut Vec<Notice>) {
         {
             Some((false, "TookEffect", "the revocation took effect"))
         }
+        (Status::DeviceDecision(then), Status::DeviceDecision(now))
+            if then.effective_at.is_none() && now.effective_at.is_some() =>
+        {
+            Some((false, "TookEffect", "the decision took effect"))
+        }
         _ => None,
     };
     notices.extend(notice.map(|(warning, reason, message)| Notice::new(warning, reason, message)));

@@ -3,13 +3,19 @@
 use std::collections::BTreeSet;
 
 use horizon_crds::{
-    AccessPolicySpec, AccessPolicyStatus, ApprovalSpec, ApprovalStatus, ConditionType, KindName,
-    ReferenceTarget, Resource, RevocationStatus, ServerSelector, ServerSpec, VirtualNetworkStatus,
+    AccessPolicySpec, AccessPolicyStatus, ApprovalSpec, ApprovalStatus, ConditionType, DeviceDecisionSpec,
+    DeviceDecisionStatus, KindName, Name, ReferenceTarget, Resource, RevocationStatus, ServerSelector,
+    ServerSpec, VirtualNetworkStatus,
 };
 use horizon_model::Capability;
 
 use super::{Notes, facts::DecisionFacts};
-use crate::{denial::camel, grant::opens_access, scope::matched_users};
+use crate::{
+    denial::camel,
+    grant::opens_access,
+    scope::matched_users,
+    security::{self, Standing},
+};
 
 /// The most servers a revocation's status lists.
 const MAX_SERVERS: usize = 256;
@@ -110,6 +116,46 @@ pub(super) fn revocation(status: &mut RevocationStatus, facts: &DecisionFacts, n
     match facts.effective_at {
         Some(_) => note.set(ConditionType::Ready, true, "Effective", "the revocation is in effect"),
         None => note.set(ConditionType::Ready, false, "Waiting", "the revocation is being carried out"),
+    }
+}
+
+pub(super) fn device(
+    status: &mut DeviceDecisionStatus,
+    spec: &DeviceDecisionSpec,
+    facts: &DecisionFacts,
+    note: &mut Notes<'_>,
+) {
+    status.effective_at = facts.effective_at.map(Into::into);
+    match facts.effective_at {
+        Some(_) => note.set(ConditionType::Ready, true, "Effective", "the decision is in effect"),
+        None => {
+            let message =
+                format!("no user of this namespace has a device {} that was not revoked", spec.device);
+            note.set(ConditionType::Ready, false, "NoDevice", &message);
+        }
+    }
+}
+
+pub(super) fn security(note: &mut Notes<'_>) {
+    let (index, resource) = (note.input.index, &note.input.stored.resource);
+    let all = index.security_policies(resource.namespace());
+    let list = |names: &[Name]| names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
+    match security::standing(resource.name(), all) {
+        Standing::InForce(others) if others.is_empty() => {
+            note.set(ConditionType::Ready, true, "InForce", "the policy holds");
+        }
+        Standing::InForce(others) => {
+            let message =
+                format!("of each setting the strictest holds, of this policy and {}", list(&others));
+            note.set(ConditionType::Ready, true, "Together", &message);
+        }
+        Standing::Overruled(others) => {
+            let message = format!(
+                "{} hold, whose priority is higher; blockedNetworks hold all the same",
+                list(&others)
+            );
+            note.set(ConditionType::Ready, false, "Overruled", &message);
+        }
     }
 }
 

@@ -27,7 +27,8 @@ pub(super) fn fill(
     status.reported_capabilities.clone_from(&facts.capabilities);
     status.public_address = facts.public_address;
     status.version = facts.version.as_deref().map(Text::lossy);
-    status.location = (!spec.location.is_empty()).then(|| spec.location.clone());
+    let found = || facts.location.as_deref().map(Text::lossy);
+    status.location = if spec.location.is_empty() { found() } else { Some(spec.location.clone()) };
     status.identity = facts.identity_digest.map(|digest| identity(digest, facts));
     status.applied_generation = match facts.applied_generation {
         0 => None,
@@ -51,6 +52,7 @@ fn identity(digest: [u8; 32], facts: &ServerFacts) -> IdentityStatus {
             .pending_digest
             .filter(|_| facts.requires_verification)
             .map(IdentityDigest::from),
+        drift: u32::try_from(facts.identity_drift).unwrap_or(u32::MAX),
         changes: changes
             .map(|change| ReportedChange {
                 factor: Text::lossy(&format!("{}.{}", change.kind.as_str(), change.name)),
@@ -110,8 +112,11 @@ fn verified(facts: &ServerFacts, note: &mut Notes<'_>) {
     if facts.requires_verification {
         let message = facts.verification_reason.as_deref().unwrap_or("the identity changed");
         note.set(ConditionType::IdentityStable, false, "ApprovalNeeded", message);
-    } else if facts.registered_at.is_some() {
+    } else if facts.registered_at.is_some() && facts.identity_changes.is_empty() {
         note.set(ConditionType::IdentityStable, true, "Unchanged", "the identity is the one last approved");
+    } else if facts.registered_at.is_some() {
+        let message = "the identity differs a little from the one last approved";
+        note.set(ConditionType::IdentityStable, true, "SmallChange", message);
     } else {
         note.set(
             ConditionType::IdentityStable,

@@ -284,13 +284,17 @@ async fn another_machine_needs_an_approval_and_takes_no_new_sessions() {
     let key = controller.personal("ana-1").await;
     let mut appliance = Appliance::enrol(&controller).await;
     appliance.take_state().await;
-    appliance.beat(hardware(&[("board", "a"), ("cpu", "b"), ("disk/0", "new")])).await;
+    appliance
+        .beat(hardware(&[("dmi/board_serial", "a"), ("processor/model", "b"), ("disk/0/serial", "new")]))
+        .await;
     let facts = controller.store.server_facts(appliance.server).await.unwrap();
     assert!(!facts.requires_verification, "one disk of three parts is a small change");
-    appliance.beat(hardware(&[("board", "x"), ("cpu", "y"), ("disk/0", "new")])).await;
+    appliance
+        .beat(hardware(&[("dmi/board_serial", "x"), ("processor/model", "y"), ("disk/0/serial", "new")]))
+        .await;
     let facts = controller.store.server_facts(appliance.server).await.unwrap();
     assert!(facts.requires_verification && facts.pending_digest.is_some());
-    assert_eq!(facts.identity_changes.len(), 2);
+    assert_eq!(facts.identity_changes.len(), 3);
     let device = Device::enrolled(&controller, &key, "laptop").await;
     assert_eq!(refusal(device.request("berlin", None).await).code, RefusalCode::Unavailable);
     controller.stop().await;
@@ -309,6 +313,32 @@ async fn unknown_keys_and_ended_servers_do_not_attach() {
     appliance.server = server;
     controller.remove("Server", "berlin").await;
     assert_eq!(refusal(appliance.reconnect(&controller).await).code, RefusalCode::Revoked);
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_appliance_gets_no_state_but_its_own() {
+    let mut toml = BASICS.to_owned();
+    toml.push_str(
+        "[[resource]]\napiVersion = 'horizon.dev/v1alpha1'\nkind = 'Server'\nmetadata.name = 'oslo'\n[resource.spec]\n\
+         [[resource]]\napiVersion = 'horizon.dev/v1alpha1'\nkind = 'RegistrationKey'\nmetadata.name = 'oslo-1'\n\
+         spec.serverRef = 'oslo'\n",
+    );
+    let controller = Controller::start(&toml).await;
+    let mut berlin = Appliance::enrol(&controller).await;
+    berlin.take_state().await;
+    let token = controller.token("oslo-1").await;
+    let mut rogue = Appliance::enrol_with(&controller, &token).await;
+    rogue.take_state().await;
+    let own = std::mem::replace(&mut rogue.server, berlin.server);
+    assert_eq!(refusal(rogue.reconnect(&controller).await).code, RefusalCode::Unauthenticated);
+    while let Some(said) = rogue.next().await {
+        assert!(!matches!(said, Said::State(_)), "{said:?}");
+    }
+    // Who was asked for notices nothing, and the rogue is still itself.
+    berlin.beat(Vec::new()).await;
+    rogue.server = own;
+    rogue.reconnect(&controller).await.unwrap();
     controller.stop().await;
 }
 

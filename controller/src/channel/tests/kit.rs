@@ -27,10 +27,13 @@ use uuid::Uuid;
 
 use crate::{
     channel::{ChannelOptions, ChannelServer, ChannelSettings, Desired},
-    keys::Keys,
+    detect::{self, Blocks, Detect, DetectOptions},
+    geo::Geo,
+    keys::{KeyRing, Keys, Rotator},
     live::{Hint, InProcess, Live},
     metrics::Metrics,
     replica::Leadership,
+    stop::{self, Stopper},
     store::{
         Actor, Change, EventFilter, Guard, LeaderEpoch, REPLICA_SILENT, ReplicaId, ReplicaInfo, Revision,
         Store, random,
@@ -68,10 +71,13 @@ pub(super) struct Controller {
     _place: Arc<Place>,
     pub(super) replica: ReplicaId,
     pub(super) keys: Arc<Keys>,
+    pub(super) ring: KeyRing,
     pub(super) store: Store,
     pub(super) live: Arc<dyn Live>,
     desired: Arc<Held>,
     server: ChannelServer,
+    pub(super) blocks: Blocks,
+    _watched: Stopper,
     beats: JoinSet<()>,
 }
 
@@ -85,11 +91,27 @@ impl Controller {
         replicas.pop().unwrap()
     }
 
+    /// One that knows where addresses are.
+    pub(super) async fn located(toml: &str, geo: Geo) -> Self {
+        let (settings, lives) =
+            (ChannelSettings::default(), vec![Arc::new(InProcess::default()) as Arc<dyn Live>]);
+        Self::replicas_with(toml, settings, lives, geo).await.pop().unwrap()
+    }
+
     /// Replicas over one store, one for each live layer. The first leads.
     pub(super) async fn replicas(
         toml: &str,
         settings: ChannelSettings,
         lives: Vec<Arc<dyn Live>>,
+    ) -> Vec<Self> {
+        Self::replicas_with(toml, settings, lives, Geo::default()).await
+    }
+
+    async fn replicas_with(
+        toml: &str,
+        settings: ChannelSettings,
+        lives: Vec<Arc<dyn Live>>,
+        geo: Geo,
     ) -> Vec<Self> {
         let dir = tempfile::tempdir().unwrap();
         let keys = Arc::new(Keys::create(&dir.path().join("keys"), Timestamp::now()).unwrap());
@@ -102,21 +124,47 @@ impl Controller {
                 _ => Leadership::default(),
             };
             let (desired, replica) = (Arc::new(Held::default()), ReplicaId::random());
+            let ring = KeyRing::from(keys.clone());
+            let ((detect, facts), blocks) = (Detect::new(), Blocks::default());
+            let watching = DetectOptions {
+                store: store.clone(),
+                live: live.clone(),
+                desired: desired.clone(),
+                geo: geo.clone(),
+                blocks: blocks.clone(),
+            };
+            let (watched, stop) = stop::stop();
             let server = ChannelServer::start(ChannelOptions {
                 listen: "127.0.0.1:0".parse().unwrap(),
-                keys: keys.clone(),
+                keys: ring.clone(),
                 store: store.clone(),
                 live: live.clone(),
                 desired: desired.clone(),
                 replica,
                 leadership,
+                geo: geo.clone(),
+                detect,
+                blocks: blocks.clone(),
                 metrics: Metrics::default(),
                 settings: settings.clone(),
             })
             .unwrap();
             let (keys, store) = (keys.clone(), store.clone());
-            let beats = JoinSet::new();
-            replicas.push(Self { _place: place.clone(), replica, keys, store, live, desired, server, beats });
+            let mut beats = JoinSet::new();
+            beats.spawn(detect::run(watching, facts, stop));
+            replicas.push(Self {
+                blocks,
+                _watched: watched,
+                _place: place.clone(),
+                replica,
+                keys,
+                ring,
+                store,
+                live,
+                desired,
+                server,
+                beats,
+            });
         }
         for replica in &mut replicas {
             replica.live_on().await;
@@ -145,6 +193,20 @@ impl Controller {
                 let _ = store.replica_beat(replica, &info).await;
             }
         });
+    }
+
+    /// What rotates the keys here, when it leads, and follows otherwise.
+    pub(super) fn rotator(&self, leadership: Leadership) -> Rotator {
+        Rotator {
+            store: self.store.clone(),
+            ring: self.ring.clone(),
+            home: None,
+            live: self.live.clone(),
+            leadership,
+            desired: self.desired.clone(),
+            replica: self.replica,
+            metrics: Metrics::default(),
+        }
     }
 
     /// To the others it looks as if this replica had died.
@@ -218,9 +280,31 @@ impl Controller {
     }
 
     pub(super) async fn dial(&self, identity: &SigningKey, role: Role) -> Result<Channel, ConnectError> {
-        let anchor = Anchor::Root(self.keys.root_id());
+        self.dial_with(identity, role, &[]).await
+    }
+
+    /// Dials as a peer that has features.
+    pub(super) async fn dial_with(
+        &self,
+        identity: &SigningKey,
+        role: Role,
+        features: &[&str],
+    ) -> Result<Channel, ConnectError> {
+        self.dial_from(identity, role, features, Anchor::Root(self.keys.root_id())).await
+    }
+
+    /// Dials as a peer that trusts what it holds.
+    pub(super) async fn dial_from(
+        &self,
+        identity: &SigningKey,
+        role: Role,
+        features: &[&str],
+        anchor: Anchor,
+    ) -> Result<Channel, ConnectError> {
         let addresses = [self.address()];
-        let hello = proto::Hello { role: role.into(), software: "test/1".into(), ..Default::default() };
+        let features = features.iter().map(|feature| (*feature).to_owned()).collect();
+        let hello =
+            proto::Hello { role: role.into(), software: "test/1".into(), features, ..Default::default() };
         let options = ConnectOptions {
             addresses: &addresses,
             identity,
@@ -271,7 +355,7 @@ pub(super) fn register_message(token: &RegistrationToken) -> Say {
         hostname: "box".into(),
         version: "0.1.0".into(),
         capabilities: vec!["vpn".into(), "lan_emulation".into()],
-        factors: hardware(&[("board", "a"), ("cpu", "b"), ("disk/0", "c")]),
+        factors: hardware(&[("dmi/board_serial", "a"), ("processor/model", "b"), ("disk/0/serial", "c")]),
     })
 }
 
@@ -314,8 +398,7 @@ impl Appliance {
     }
 
     pub(super) async fn attach(&mut self) -> Result<proto::Attached, RequestError> {
-        let keyset = &self.channel.keyset;
-        self.state_key = keyset.keys.iter().find(|k| k.usage == KeyUse::State).unwrap().key;
+        self.state_key = self.channel.keyset.current(KeyUse::State).unwrap();
         self.counter = 0;
         let attach = proto::Attach {
             server_id: self.server.as_bytes().to_vec(),
@@ -330,6 +413,7 @@ impl Appliance {
                 self.held.entries.digest().0.to_vec()
             },
             addresses: vec!["192.0.2.7:7443".into()],
+            witnesses: Vec::new(),
         };
         match soon(self.channel.requests.request(Say::Attach(attach))).await? {
             Said::Attached(attached) => Ok(attached),
@@ -386,7 +470,7 @@ impl Appliance {
         let id: [u8; 16] = challenge.id[..].try_into().unwrap();
         let nonce: [u8; 32] = challenge.nonce[..].try_into().unwrap();
         let tag = heartbeat::answer(&self.secret, &id, &nonce, self.server, self.incarnation);
-        let response = proto::ChallengeResponse { id: challenge.id.clone(), tag };
+        let response = proto::ChallengeResponse { id: challenge.id.clone(), tag, payload: Vec::new() };
         self.channel.requests.notify(Say::ChallengeResponse(response)).await.unwrap();
     }
 

@@ -7,7 +7,7 @@ use horizon_channel::Peer;
 use crate::channel::{Context, opening};
 
 /// The most that the task of a conversation may take, in bytes, besides what its connection takes.
-const MOST: usize = 3 << 10;
+const MOST: usize = 13 << 8;
 
 fn size<F: Future>(_conversation: impl FnOnce(Arc<Context>, Peer) -> F) -> usize {
     size_of::<F>()

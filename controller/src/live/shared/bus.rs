@@ -241,6 +241,7 @@ impl Inner {
                 Item::Device(device) => self.mirror.device_changed(device),
                 Item::Roster => self.mirror.everything_changed(),
                 Item::Lockout(address, left) => self.here.lock_out(address, left, jiff::Timestamp::now()),
+                Item::DeadToken(token, left) => self.here.kill_token(token, left, jiff::Timestamp::now()),
                 Item::Cached(name, id) => self.cache.forget(&name, id),
             }
         }

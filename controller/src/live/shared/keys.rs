@@ -6,6 +6,9 @@
 //! | `presence:servers:{replica}` | hash: the servers whose appliance is connected there | the same |
 //! | `presence:devices:{replica}` | set: the devices that are connected there | the same |
 //! | `ratelimit:ip:{address}:{what}` | number: until when the right of an address is used up (µs) | the limit's window |
+//! | `ratelimit:user:{account or device}` | the same of an account or a device at the REST API | the limit's window |
+//! | `ratelimit:endpoint:{method path}` | the same of one endpoint of the REST API, from anybody | the limit's window |
+//! | `blacklist:token:{token or session}` | its presence makes a token worthless | as long as the token could be valid |
 //! | `failures:ip:{address}` | number: failures of an address to prove a secret | the lockout's window |
 //! | `lockout:ip:{address}` | its presence locks an address out | the lockout's duration |
 //! | `cache:{name}:{id}` | JSON: what the database said | the cache's |
@@ -57,6 +60,10 @@ impl Keys {
     pub(super) fn limit(&self, what: &Counted) -> Option<String> {
         let (address, what) = match what {
             Counted::FirstPacket(_) => return None,
+            Counted::RequestOf(id) => return Some(format!("{}ratelimit:user:{id}", self.0)),
+            Counted::RequestTo(endpoint) => return Some(format!("{}ratelimit:endpoint:{endpoint}", self.0)),
+            Counted::Request(address) => (address, "request"),
+            Counted::SignIn(address) => (address, "sign-in"),
             Counted::Handshake(address) => (address, "handshake"),
             Counted::Registration(address) => (address, "registration"),
             Counted::Enrolment(address) => (address, "enrolment"),
@@ -66,6 +73,10 @@ impl Keys {
 
     pub(super) fn failures(&self, address: IpAddr) -> String {
         format!("{}failures:ip:{address}", self.0)
+    }
+
+    pub(super) fn dead_token(&self, token: Uuid) -> String {
+        format!("{}blacklist:token:{token}", self.0)
     }
 
     pub(super) fn lockout(&self, address: IpAddr) -> String {

@@ -15,6 +15,7 @@ use std::{
 use jiff::Timestamp;
 use redis::{Cmd, Value};
 use tokio::time::{MissedTickBehavior, interval};
+use uuid::Uuid;
 
 use super::{
     Inner,
@@ -52,6 +53,7 @@ pub(super) struct Limits {
     counted: Mutex<HashMap<Counted, (u32, Limit)>>,
     failed: Mutex<HashMap<IpAddr, (u32, Lockout)>>,
     locked: Mutex<HashMap<IpAddr, Duration>>,
+    killed: Mutex<HashMap<Uuid, Duration>>,
 }
 
 impl Limits {
@@ -77,6 +79,11 @@ impl Limits {
     /// An address was locked out here.
     pub(super) fn locked(&self, from: IpAddr, left: Duration) {
         add(&self.locked, party(from), |_| left);
+    }
+
+    /// A token was made worthless here.
+    pub(super) fn killed(&self, token: Uuid, left: Duration) {
+        add(&self.killed, token, |_| left);
     }
 }
 
@@ -110,6 +117,15 @@ impl Inner {
         let counted: Vec<_> = lock(&self.limits.counted).drain().collect();
         let failed: Vec<_> = lock(&self.limits.failed).drain().collect();
         let locked: Vec<_> = lock(&self.limits.locked).drain().collect();
+        let killed: Vec<_> = lock(&self.limits.killed).drain().collect();
+        for chunk in killed.chunks(CHUNK) {
+            let set = chunk.iter().map(|(token, left)| {
+                let mut set = redis::cmd("SET");
+                set.arg(self.keys.dead_token(*token)).arg(1).arg("PX").arg(milliseconds(*left));
+                set
+            });
+            self.redis_run(set.collect()).await;
+        }
         for chunk in locked.chunks(CHUNK) {
             let set = chunk.iter().map(|(address, left)| self.lock_key(*address, *left)).collect();
             self.redis_run(set).await;
@@ -127,10 +143,11 @@ impl Inner {
         for (what, (count, limit)) in chunk {
             let Some(key) = self.keys.limit(what) else { continue };
             let (step, window) = limit.microseconds();
-            commands.push(script(COUNT, key, &[u64::from(*count), step, window]));
+            commands.push(script(COUNT, key.clone(), &[u64::from(*count), step, window]));
             // A replica that is new learns in this way who is locked out.
             let mut locked = redis::cmd("PTTL");
-            locked.arg(self.keys.lockout(what.address()));
+            // Who is no address is not locked out: the lifetime of their own key is not read as that.
+            locked.arg(what.address().map_or(key, |address| self.keys.lockout(address)));
             commands.push(locked);
         }
         let Some(answers) = self.redis_run(commands).await else { return };
@@ -138,8 +155,8 @@ impl Inner {
         for ((what, (_, limit)), answers) in chunk.iter().zip(answers.chunks(2)) {
             if let [Value::Int(used), locked] = answers {
                 self.here.use_up(what, now.checked_add(used_up(*used, *limit)).unwrap_or(now));
-                if let Value::Int(left @ 1..) = locked {
-                    self.here.lock_out(what.address(), locked_out(*left), now);
+                if let (Value::Int(left @ 1..), Some(address)) = (locked, what.address()) {
+                    self.here.lock_out(address, locked_out(*left), now);
                 }
             }
         }

@@ -55,6 +55,8 @@ pub(super) enum Item {
     Roster,
     /// An address is locked out for so long.
     Lockout(IpAddr, Duration),
+    /// A token is dead for so long.
+    DeadToken(Uuid, Duration),
     /// What is cached under this name and id is no longer right.
     Cached(String, Uuid),
 }
@@ -78,6 +80,10 @@ enum Written {
     ProveAlive(Uuid, i64, Uuid),
     #[serde(rename = "y")]
     Alive(Uuid, Uuid, bool),
+    #[serde(rename = "k")]
+    KeysetsChanged,
+    #[serde(rename = "b")]
+    BlocksChanged,
     #[serde(rename = "all")]
     Everything,
     #[serde(rename = "s")]
@@ -88,6 +94,8 @@ enum Written {
     Roster,
     #[serde(rename = "l")]
     Lockout(IpAddr, u64),
+    #[serde(rename = "t")]
+    DeadToken(Uuid, u64),
     #[serde(rename = "i")]
     Cached(String, Uuid),
 }
@@ -110,6 +118,8 @@ impl From<&Item> for Written {
                     Self::ProveAlive(server.0, lease.0, *question)
                 }
                 Hint::Alive { server, question, proved } => Self::Alive(server.0, *question, *proved),
+                Hint::KeysetsChanged => Self::KeysetsChanged,
+                Hint::BlocksChanged => Self::BlocksChanged,
                 Hint::Everything => Self::Everything,
             },
             Item::Server(server) => Self::Server(server.0),
@@ -117,6 +127,9 @@ impl From<&Item> for Written {
             Item::Roster => Self::Roster,
             Item::Lockout(address, left) => {
                 Self::Lockout(*address, u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
+            }
+            Item::DeadToken(token, left) => {
+                Self::DeadToken(*token, u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
             }
             Item::Cached(name, id) => Self::Cached(name.clone(), *id),
         }
@@ -151,12 +164,17 @@ impl Written {
             Self::Alive(server, question, proved) => {
                 Item::Hint(Hint::Alive { server: ServerId(server), question, proved })
             }
+            Self::BlocksChanged => Item::Hint(Hint::BlocksChanged),
+            Self::KeysetsChanged => Item::Hint(Hint::KeysetsChanged),
             Self::Everything => Item::Hint(Hint::Everything),
             Self::Server(server) => Item::Server(ServerId(server)),
             Self::Device(device) => Item::Device(DeviceId(device)),
             Self::Roster => Item::Roster,
             Self::Lockout(address, left) => {
                 Item::Lockout(address, Duration::from_millis(left).min(MAX_LOCKOUT))
+            }
+            Self::DeadToken(token, left) => {
+                Item::DeadToken(token, Duration::from_millis(left).min(MAX_LOCKOUT))
             }
             Self::Cached(name, id) => Item::Cached(name, id),
         }
@@ -279,12 +297,16 @@ mod tests {
             (server(), id(), any::<bool>()).prop_map(|(server, question, proved)| {
                 Item::Hint(Hint::Alive { server, question, proved })
             }),
+            Just(Item::Hint(Hint::BlocksChanged)),
+            Just(Item::Hint(Hint::KeysetsChanged)),
             Just(Item::Hint(Hint::Everything)),
             Just(Item::Roster),
             server().prop_map(Item::Server),
             id().prop_map(|d| Item::Device(DeviceId(d))),
             (any::<IpAddr>(), 0u64..10_000_000)
                 .prop_map(|(ip, ms)| Item::Lockout(ip, Duration::from_millis(ms))),
+            (any::<u128>(), 0..86_400_000_u64)
+                .prop_map(|(id, ms)| Item::DeadToken(Uuid::from_u128(id), Duration::from_millis(ms))),
             ("[a-z]{1,10}", id()).prop_map(|(name, id)| Item::Cached(name, id)),
         ]
     }

@@ -32,6 +32,7 @@ use std::{
 use horizon_model::{DeviceId, Incarnation, ServerId};
 use jiff::Timestamp;
 use tokio::{sync::broadcast, task::JoinSet};
+use uuid::Uuid;
 
 use self::{
     bus::Bus, keys::Keys, limits::Limits, message::Item, mirror::Mirror, redis::Redis, roster::Roster,
@@ -258,5 +259,17 @@ impl Live for Shared {
 
     fn locked_out(&self, now: Timestamp) -> usize {
         self.inner.here.locked_out(now)
+    }
+
+    fn kill_token(&self, token: Uuid, left: Duration, now: Timestamp) {
+        self.inner.here.kill_token(token, left, now);
+        if self.inner.redis.is_some() {
+            self.inner.limits.killed(token, left);
+        }
+        self.inner.bus.say(Item::DeadToken(token, left));
+    }
+
+    fn is_token_dead(&self, token: Uuid, now: Timestamp) -> bool {
+        self.inner.here.is_token_dead(token, now)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::{ConnectOptions as _, postgres::PgPoolOptions};
+use sqlx::{ConnectOptions as _, Connection as _, postgres::PgPoolOptions};
 
 use super::{Pool, PostgresOptions};
 
@@ -12,6 +12,8 @@ pub(in crate::store) const POOL: u32 = 14;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection that nobody uses stays open.
 const IDLE: Duration = Duration::from_secs(300);
+/// How long after it was tested a connection is believed to work.
+const FRESH: Duration = Duration::from_secs(1);
 /// How long a connection is used at most, so that replicas spread over a database that moved.
 const LIFETIME: Duration = Duration::from_secs(3600);
 /// Statements that a connection keeps prepared.
@@ -61,6 +63,16 @@ async fn pool(
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .idle_timeout(IDLE)
         .max_lifetime(LIFETIME)
+        // Each is tested when it is given back; again only when it has lain there since.
+        .test_before_acquire(false)
+        .before_acquire(|connection, meta| {
+            Box::pin(async move {
+                if meta.idle_for >= FRESH {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
         .connect_with(connect)
         .await?;
     Ok(Pool::Postgres(pool))

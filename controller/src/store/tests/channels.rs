@@ -6,10 +6,10 @@ use horizon_controller_core::{GrantFacts, ServerStanding, grant};
 use horizon_model::{Capability, Digest, Incarnation, PublicKey, ServerId, SessionId, SessionUsage};
 use uuid::Uuid;
 
-use super::kit::{Kit, REPLICA, at, conformance, device_info, factors, request};
+use super::kit::{Kit, REPLICA, at, conformance, device_info, factors, reported, request};
 use crate::store::{
-    Answered, AppliedState, Attachment, ChallengeId, ChannelLease, EndReason, NewSession, ReplicaId,
-    ReplicaInfo, Revision, SessionOutcome, StateNumber, StoreError,
+    Answered, AppliedState, Attachment, ChallengeId, ChallengeType, ChannelLease, EndReason, NewSession,
+    ReplicaId, ReplicaInfo, Revision, SessionOutcome, StateNumber, StoreError,
 };
 
 const KEY: PublicKey = PublicKey([5; 32]);
@@ -38,9 +38,13 @@ async fn a_channel_is_taken_by_one_at_a_time() {
     let server = kit.register(KEY).await.server;
     let other = kit.replica().await;
     assert_eq!(kit.store.channel_of(server).await.unwrap(), None);
+    assert_eq!(kit.store.arrival(server).await.unwrap().unwrap().1, None);
+    assert!(kit.store.arrival(ServerId(Uuid::from_u128(1))).await.unwrap().is_none());
     let first = kit.store.take_channel(server, REPLICA, run(1), None, at(1)).await.unwrap().unwrap();
     assert_eq!(other.take_channel(server, OTHER, run(2), None, at(2)).await.unwrap(), None, "it is held");
     let holder = other.channel_of(server).await.unwrap().unwrap();
+    let (record, seen) = other.arrival(server).await.unwrap().unwrap();
+    assert_eq!((record.server, seen), (server, Some(holder)));
     assert_eq!((holder.lease, holder.replica, holder.incarnation), (first, REPLICA, run(1)));
     assert_eq!((holder.key, holder.replica_alive), (Some(KEY), false), "nobody heard of the replica");
     let info = ReplicaInfo { name: "a".into(), addresses: Vec::new(), draining: false, version: "1".into() };
@@ -104,8 +108,16 @@ async fn whoever_lost_the_channel_changes_nothing() {
     assert!(new > old);
     let before = kit.store.server(server).await.unwrap().unwrap();
     let store = &kit.store;
-    let answered =
-        Answered { challenge: ChallengeId(Uuid::from_u128(8)), asked: at(1), right: false, tolerated: 1 };
+    let answered = Answered {
+        challenge: ChallengeId(Uuid::from_u128(8)),
+        kind: ChallengeType::Hmac,
+        asked: at(1),
+        right: false,
+        detail: String::new(),
+        tolerated: 1,
+        newest_secret: false,
+        arrival: None,
+    };
     let state = AppliedState { generation: 7, ..applied() };
     let usage = SessionUsage {
         session: SessionId(Uuid::from_u128(1)),
@@ -120,7 +132,12 @@ async fn whoever_lost_the_channel_changes_nothing() {
         store.note_applied(server, old, &state).await.map(drop),
         store.note_usage(server, old, &[usage], at(2)).await.map(drop),
         store.note_unreachable(server, old, Some("no")).await.map(drop),
-        store.observe_factors(server, old, &factors(&[("board", "z")]), at(2)).await.map(drop),
+        store
+            .observe_factors(server, old, reported(&factors(&[("dmi/board_serial", "z")])), at(2))
+            .await
+            .map(drop),
+        store.note_challenges(server, old).await,
+        store.note_public_address(server, old, "192.0.2.9".parse().unwrap()).await,
         store.note_challenge(server, old, &answered, at(2)).await.map(drop),
         store.distrust_server(server, old, "test", "because", at(2)).await,
     ];
@@ -330,7 +347,7 @@ async fn two_devices_of_a_user_get_one_session_between_them() {
             .iter()
             .filter_map(|o| match o {
                 SessionOutcome::Requested { session, .. } => Some(session.id),
-                SessionOutcome::Conflict { .. } => None,
+                SessionOutcome::Conflict { .. } | SessionOutcome::Unreleased { .. } => None,
             })
             .collect();
         assert_eq!(won.len(), 1, "{outcomes:?}");

@@ -62,6 +62,10 @@ async fn what_was_applied_is_noted_when_it_is_news() {
     let facts = kit.store.server_facts(server).await.unwrap();
     assert_eq!(facts.public_address, Some("203.0.113.4".parse().unwrap()));
     assert_eq!((facts.version.as_deref(), facts.unreachable.as_deref()), (Some("0.2.0"), Some("closed")));
+    let nobody = ServerId(uuid::Uuid::from_u128(1));
+    let mut many = kit.store.facts_of_servers(&[nobody, server]).await.unwrap();
+    assert_eq!((many.len(), many.remove(&server).unwrap().unwrap()), (1, facts));
+    assert!(kit.store.facts_of_servers(&[]).await.unwrap().is_empty());
     assert!(kit.store.note_unreachable(server, lease, None).await.unwrap());
 }
 

@@ -1,9 +1,9 @@
 //! A store on each engine, and resources from TOML.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use horizon_controller_core::{Index, Origin, Stored};
-use horizon_crds::{Resource, ResourceId};
+use horizon_crds::{IdentityPolicy, Resource, ResourceId};
 use horizon_model::{
     Capability, DeviceInfo, Factor, FactorKind, Incarnation, KeyId, PublicKey, Secret, ServerId, TaggedSecret,
 };
@@ -13,8 +13,9 @@ use uuid::Uuid;
 use crate::{
     metrics::Metrics,
     store::{
-        Actor, Answered, AppliedState, Assigned, AttachedServer, Attachment, ChallengeId, Change,
-        ChannelLease, Committed, EnvelopeKey, Guard, RegisterRequest, RegisteredServer, ReplicaId, Store,
+        Actor, Answered, AppliedState, Assigned, AttachedServer, Attachment, ChallengeId, ChallengeType,
+        Change, ChannelLease, Committed, EnvelopeKey, Guard, Observation, RegisterRequest, RegisteredServer,
+        ReplicaId, Store,
     },
 };
 
@@ -223,7 +224,16 @@ impl Kit {
         time: i64,
     ) -> bool {
         let challenge = ChallengeId(Uuid::now_v7());
-        let answered = Answered { challenge, asked: at(time - 1), right, tolerated: 2 };
+        let answered = Answered {
+            challenge,
+            kind: ChallengeType::Hmac,
+            asked: at(time - 1),
+            right,
+            detail: String::new(),
+            tolerated: 2,
+            newest_secret: attached.reissued,
+            arrival: None,
+        };
         self.store.note_challenge(server, attached.lease, &answered, at(time)).await.unwrap()
     }
 
@@ -233,6 +243,12 @@ impl Kit {
         let issued = self.store.issue_personal_secret(key, at(0)).await.unwrap();
         (key, issued.secret)
     }
+}
+
+/// What an appliance reports of itself, weighed as by default.
+pub(crate) fn reported(factors: &[Factor]) -> Observation<'_> {
+    static POLICY: LazyLock<IdentityPolicy> = LazyLock::new(IdentityPolicy::default);
+    Observation { reported: factors, place: &[], attested: None, policy: &POLICY }
 }
 
 pub(crate) fn factors(values: &[(&str, &str)]) -> Vec<Factor> {
@@ -252,7 +268,7 @@ pub(crate) fn request(secret: Secret, public_key: PublicKey) -> RegisterRequest 
         hostname: "box".into(),
         version: "0.1.0".into(),
         capabilities: vec![Capability::Vpn, Capability::LanEmulation],
-        factors: factors(&[("board", "a"), ("cpu", "b"), ("disk/0", "c")]),
+        factors: factors(&[("dmi/board_serial", "a"), ("processor/model", "b"), ("disk/0/serial", "c")]),
         address: "192.0.2.7".parse().unwrap(),
     }
 }

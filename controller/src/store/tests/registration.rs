@@ -1,13 +1,13 @@
 //! Registration, identity, challenges, heartbeats.
 
 use horizon_crds::IdentityDigest;
-use horizon_model::{Capability, KeyId, PublicKey, Secret};
+use horizon_model::{Capability, Factor, FactorKind, KeyId, PublicKey, Secret};
 use horizon_wire::proto::Metrics;
 
-use super::kit::{Kit, REPLICA, at, conformance, device_info, factors, request};
+use super::kit::{Kit, REPLICA, at, conformance, device_info, factors, reported, request};
 use crate::store::{
-    Answered, Beat, ChallengeId, Heartbeats, IdentityOutcome, IssueError, RegisterError, ReplicaId,
-    ServerRecord, StoreError,
+    Answered, Beat, ChallengeId, ChallengeType, Heartbeats, IdentityOutcome, IssueError, Observation,
+    RegisterError, RegisterRequest, ReplicaId, ServerRecord, StoreError,
 };
 
 const KEY: PublicKey = PublicKey([5; 32]);
@@ -208,7 +208,16 @@ async fn challenges_count_once() {
     let server = kit.register(KEY).await.server;
     let attached = kit.attach(server).await;
     let challenge = ChallengeId(uuid::Uuid::from_u128(1));
-    let right = Answered { challenge, asked: at(2), right: true, tolerated: 2 };
+    let right = Answered {
+        challenge,
+        kind: ChallengeType::PublicKey,
+        asked: at(2),
+        right: true,
+        detail: String::new(),
+        tolerated: 2,
+        newest_secret: false,
+        arrival: None,
+    };
     assert!(kit.store.note_challenge(server, attached.lease, &right, at(3)).await.unwrap());
     let wrong = Answered { right: false, ..right };
     assert!(
@@ -220,14 +229,34 @@ async fn challenges_count_once() {
         (facts.verified, facts.last_verified, facts.requires_verification),
         (Some(true), Some(at(3)), false)
     );
+    let events = async || kit.store.list_security_events(&Default::default()).await.unwrap();
     assert!(kit.answer(&attached, server, false, 6).await);
+    let facts = record(&kit).await;
+    assert_eq!(
+        (facts.verified, facts.requires_verification),
+        (Some(false), false),
+        "one failure is tolerated"
+    );
+    assert_eq!(events().await.len(), 0);
+    // That a port cannot be reached is no failure of the identity, and does not come between two of them.
+    let unreachable = Answered {
+        challenge: ChallengeId(uuid::Uuid::from_u128(2)),
+        kind: ChallengeType::Capability,
+        detail: "nothing came".into(),
+        ..wrong
+    };
+    assert!(kit.store.note_challenge(server, attached.lease, &unreachable, at(7)).await.unwrap());
+    assert!(!record(&kit).await.requires_verification);
+    assert!(kit.answer(&attached, server, false, 8).await);
     let facts = record(&kit).await;
     assert_eq!((facts.verified, facts.requires_verification), (Some(false), true));
     assert_eq!(facts.pending_digest, facts.identity_digest);
-    let events = async || kit.store.list_security_events(&Default::default()).await.unwrap().len();
-    assert_eq!(events().await, 0, "one failure is tolerated");
-    assert!(kit.answer(&attached, server, false, 8).await);
-    assert_eq!(events().await, 1);
+    let kinds: Vec<_> = events().await.into_iter().map(|e| e.kind).collect();
+    assert_eq!(kinds, ["challenge_failed", "capability_check_failed"]);
+    let listed = kit.store.list_challenges(server, 10).await.unwrap();
+    let seen: Vec<_> = listed.iter().map(|c| (c.kind.as_str(), c.right)).collect();
+    assert_eq!(seen, [("hmac", false), ("hmac", false), ("capability_check", false), ("public_key", true)]);
+    assert_eq!(listed[2].detail.as_deref(), Some("nothing came"));
 }
 
 async fn a_changed_machine_waits_for_the_approval_of_its_digest() {
@@ -235,19 +264,22 @@ async fn a_changed_machine_waits_for_the_approval_of_its_digest() {
     let token = kit.token().await;
     let server = kit.store.register_server(&request(token.clone(), KEY), at(1)).await.unwrap().server;
     let lease = kit.lease(server).await;
-    let same = factors(&[("cpu", "b"), ("board", "a"), ("disk/0", "c")]);
-    assert_eq!(kit.store.observe_factors(server, lease, &same, at(2)).await.unwrap(), IdentityOutcome::Same);
-    let little = factors(&[("board", "a"), ("cpu", "b"), ("disk/0", "d")]);
-    let outcome = kit.store.observe_factors(server, lease, &little, at(3)).await.unwrap();
+    let same = factors(&[("processor/model", "b"), ("dmi/board_serial", "a"), ("disk/0/serial", "c")]);
+    assert_eq!(
+        kit.store.observe_factors(server, lease, reported(&same), at(2)).await.unwrap(),
+        IdentityOutcome::Same
+    );
+    let little = factors(&[("dmi/board_serial", "a"), ("processor/model", "b"), ("disk/0/serial", "d")]);
+    let outcome = kit.store.observe_factors(server, lease, reported(&little), at(3)).await.unwrap();
     assert!(matches!(outcome, IdentityOutcome::Absorbed(changes) if changes.len() == 1));
-    // What was taken over counts from then on.
-    let much = factors(&[("board", "x"), ("cpu", "y"), ("disk/0", "d")]);
+    // What was noted counts again, with all that comes after it.
+    let much = factors(&[("dmi/board_serial", "x"), ("processor/model", "y"), ("disk/0/serial", "d")]);
     let IdentityOutcome::Pending { digest, changes } =
-        kit.store.observe_factors(server, lease, &much, at(4)).await.unwrap()
+        kit.store.observe_factors(server, lease, reported(&much), at(4)).await.unwrap()
     else {
         panic!("not pending")
     };
-    assert_eq!(changes.len(), 2);
+    assert_eq!(changes.len(), 3);
     let facts = record(&kit).await;
     assert_eq!((facts.pending_digest, facts.requires_verification), (Some(digest), true));
     let attached = kit.attach(server).await;
@@ -271,7 +303,10 @@ async fn a_changed_machine_waits_for_the_approval_of_its_digest() {
         (Some(digest), None, false)
     );
     assert!(kit.store.decision_facts(right).await.unwrap().effective_at.is_some());
-    assert_eq!(kit.store.observe_factors(server, lease, &much, at(5)).await.unwrap(), IdentityOutcome::Same);
+    assert_eq!(
+        kit.store.observe_factors(server, lease, reported(&much), at(5)).await.unwrap(),
+        IdentityOutcome::Same
+    );
     // A new secret is due until the appliance has proved that it has it.
     let (first, second) = (kit.attach(server).await, kit.attach(server).await);
     assert!(first.reissued && second.reissued);
@@ -282,29 +317,126 @@ async fn a_changed_machine_waits_for_the_approval_of_its_digest() {
     assert_eq!((proved.reissued, proved.secret.expose()), (false, second.secret.expose()));
     let lease = proved.lease;
     // The digest that waits is approved while the machine reports the old factors again.
-    let third = factors(&[("board", "1"), ("cpu", "2"), ("disk/0", "3")]);
+    let third = factors(&[("dmi/board_serial", "1"), ("processor/model", "2"), ("disk/0/serial", "3")]);
     let IdentityOutcome::Pending { digest, .. } =
-        kit.store.observe_factors(server, lease, &third, at(7)).await.unwrap()
+        kit.store.observe_factors(server, lease, reported(&third), at(7)).await.unwrap()
     else {
         panic!("not pending")
     };
-    assert_eq!(kit.store.observe_factors(server, lease, &much, at(7)).await.unwrap(), IdentityOutcome::Same);
+    assert_eq!(
+        kit.store.observe_factors(server, lease, reported(&much), at(7)).await.unwrap(),
+        IdentityOutcome::Same
+    );
     kit.put(&approve("third", digest)).await;
-    assert_eq!(kit.store.observe_factors(server, lease, &third, at(7)).await.unwrap(), IdentityOutcome::Same);
+    assert_eq!(
+        kit.store.observe_factors(server, lease, reported(&third), at(7)).await.unwrap(),
+        IdentityOutcome::Same
+    );
     assert!(!record(&kit).await.requires_verification);
     // One that was withdrawn before it took effect does not.
-    let fourth = factors(&[("board", "6"), ("cpu", "7"), ("disk/0", "8")]);
+    let fourth = factors(&[("dmi/board_serial", "6"), ("processor/model", "7"), ("disk/0/serial", "8")]);
     kit.put(&approve("fourth", crate::store::identity::digest(&fourth))).await;
     kit.remove("Approval", "fourth").await;
-    let outcome = kit.store.observe_factors(server, lease, &fourth, at(7)).await.unwrap();
+    let outcome = kit.store.observe_factors(server, lease, reported(&fourth), at(7)).await.unwrap();
     assert!(matches!(outcome, IdentityOutcome::Pending { .. }));
     let repeated = kit.store.register_server(&request(token, KEY), at(7)).await;
     assert!(matches!(repeated, Err(RegisterError::Quarantined(_))), "a token is no approval");
     // An approval that came first takes effect when the identity comes.
-    let later = factors(&[("board", "p"), ("cpu", "q"), ("disk/0", "r")]);
+    let later = factors(&[("dmi/board_serial", "p"), ("processor/model", "q"), ("disk/0/serial", "r")]);
     kit.put(&approve("early", crate::store::identity::digest(&later))).await;
-    assert_eq!(kit.store.observe_factors(server, lease, &later, at(8)).await.unwrap(), IdentityOutcome::Same);
+    assert_eq!(
+        kit.store.observe_factors(server, lease, reported(&later), at(8)).await.unwrap(),
+        IdentityOutcome::Same
+    );
     assert!(!record(&kit).await.requires_verification);
+}
+
+/// Each step alone is a small one; together they are another machine.
+async fn small_steps_add_up_to_a_quarantine() {
+    let kit = Kit::with_basics().await;
+    let names = [
+        "dmi/board_serial",
+        "processor/model",
+        "disk/0/serial",
+        "disk/1/serial",
+        "network-card/eth0/address",
+    ];
+    let machine = |steps: &[&str]| {
+        let value =
+            |name: &str| if steps.contains(&name) { format!("b {name}") } else { format!("a {name}") };
+        let values: Vec<_> = names.iter().map(|name| (*name, value(name))).collect();
+        factors(&values.iter().map(|(name, value)| (*name, value.as_str())).collect::<Vec<_>>())
+    };
+    let asked = RegisterRequest { factors: machine(&[]), ..request(kit.token().await, KEY) };
+    let server = kit.store.register_server(&asked, at(1)).await.unwrap().server;
+    let lease = kit.lease(server).await;
+    let mut done = Vec::new();
+    for (i, (step, drift)) in
+        [("disk/0/serial", 11), ("disk/1/serial", 23), ("network-card/eth0/address", 47)]
+            .into_iter()
+            .enumerate()
+    {
+        done.push(step);
+        let (now, time) = (machine(&done), at(2 + i as i64));
+        let outcome = kit.store.observe_factors(server, lease, reported(&now), time).await.unwrap();
+        assert!(matches!(outcome, IdentityOutcome::Absorbed(changes) if changes.len() == done.len()));
+        let facts = record(&kit).await;
+        assert_eq!((facts.identity_drift, facts.requires_verification), (drift, false));
+    }
+    done.push("processor/model");
+    let last = machine(&done);
+    let outcome = kit.store.observe_factors(server, lease, reported(&last), at(9)).await.unwrap();
+    assert!(matches!(outcome, IdentityOutcome::Pending { .. }));
+    let facts = record(&kit).await;
+    assert_eq!((facts.identity_drift, facts.requires_verification), (58, true));
+    let events = kit.store.list_security_events(&Default::default()).await.unwrap();
+    let kinds: Vec<_> = events.iter().map(|e| e.kind.as_str()).collect();
+    assert_eq!(kinds, ["identity_pending", "identity_changed", "identity_changed", "identity_changed"]);
+    assert_eq!(events[0].data["drift"], 58);
+    // The history says since when each holds, and what was approved.
+    let listed = kit.store.list_factors(server).await.unwrap();
+    assert_eq!(listed.iter().filter(|f| f.current).count(), 5);
+    assert_eq!(listed.iter().filter(|f| f.approved).count(), 5);
+    let old = listed.iter().find(|f| f.factor.value == "a disk/0/serial").unwrap();
+    assert_eq!((old.current, old.approved, old.first_seen, old.confidence), (false, true, at(1), 90));
+    // Back again it still waits, and what is approved then is what is there.
+    let first = machine(&[]);
+    let outcome = kit.store.observe_factors(server, lease, reported(&first), at(10)).await.unwrap();
+    assert_eq!(outcome, IdentityOutcome::Same);
+    let facts = record(&kit).await;
+    assert!(facts.requires_verification && facts.pending_digest == facts.identity_digest);
+}
+
+/// Where a server is and what its TPM signed come from the controller; its own word for them counts for nothing.
+async fn places_and_quotes_are_the_controllers_own_findings() {
+    let kit = Kit::with_basics().await;
+    let server = kit.register(KEY).await.server;
+    let lease = kit.lease(server).await;
+    let factor = |kind, name: &str, value: &str| Factor { kind, name: name.into(), value: value.into() };
+    let tpm = |value| [factor(FactorKind::CryptographicAttestation, "tpm/key", value)];
+    let place = |value| [factor(FactorKind::Geolocation, "country", value)];
+    let mut machine = request(Secret::new([0; 32]), KEY).factors;
+    machine.extend(tpm("claimed"));
+    machine.extend(place("XX"));
+    let observe = async |place: &[Factor], attested: Option<&[Factor]>, time| {
+        let observed = Observation { place, attested, ..reported(&machine) };
+        kit.store.observe_factors(server, lease, observed, at(time)).await.unwrap()
+    };
+    // Both are taken in when they are found out first.
+    assert_eq!(observe(&place("DE"), Some(&tpm("one")), 2).await, IdentityOutcome::Same);
+    let facts = record(&kit).await;
+    assert_eq!((facts.location.as_deref(), facts.identity_drift), (Some("DE"), 0));
+    // Unknown is no change; nor is a question that was not put.
+    assert_eq!(observe(&[], None, 3).await, IdentityOutcome::Same);
+    assert_eq!(record(&kit).await.location, None);
+    for (place, tpm) in [(place("FR"), &tpm("one")[..]), (place("DE"), &tpm("two")[..]), (place("DE"), &[])] {
+        let kit = &kit;
+        let outcome = observe(&place, Some(tpm), 4).await;
+        assert!(matches!(outcome, IdentityOutcome::Pending { .. }), "{outcome:?}");
+        assert!(record(kit).await.requires_verification);
+    }
+    let listed = kit.store.list_factors(server).await.unwrap();
+    assert!(listed.iter().all(|f| f.factor.value != "claimed" && f.factor.value != "XX"));
 }
 
 async fn final_facts_survive_every_later_word() {
@@ -341,5 +473,7 @@ conformance!(
     secrets_move_on_with_durable_beats,
     challenges_count_once,
     a_changed_machine_waits_for_the_approval_of_its_digest,
+    small_steps_add_up_to_a_quarantine,
+    places_and_quotes_are_the_controllers_own_findings,
     final_facts_survive_every_later_word,
 );

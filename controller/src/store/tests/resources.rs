@@ -147,7 +147,15 @@ async fn statuses_are_kept_for_what_exists() {
     kit.store.put_statuses(&[(user, json!({ "deviceCount": 2 }))], at(1), None).await.unwrap();
     assert_eq!(kit.store.status_of(user).await.unwrap(), Some(json!({ "deviceCount": 2 })));
     assert_eq!(kit.store.statuses().await.unwrap().len(), 2);
+    let some = kit.store.statuses_of(&[user, gone]).await.unwrap();
+    let some: Vec<_> = some.into_iter().map(|(uid, status)| (uid, status.unwrap())).collect();
+    assert_eq!(some, [(user, json!({ "deviceCount": 2 }))]);
+    // The last of several about one resource counts.
+    let twice = [(server, json!({ "a": 1 })), (server, json!({ "a": 2 }))];
+    kit.store.put_statuses(&twice, at(2), None).await.unwrap();
+    assert_eq!(kit.store.status_of(server).await.unwrap(), Some(json!({ "a": 2 })));
     kit.remove("User", "ana").await;
+    assert!(kit.store.statuses_of(&[user]).await.unwrap().is_empty());
     assert_eq!(kit.store.status_of(user).await.unwrap(), None);
     assert_eq!(kit.store.statuses().await.unwrap().len(), 1);
 }

@@ -10,7 +10,10 @@ use super::{
 };
 use crate::{
     metrics::Metrics,
-    store::{Database, PostgresOptions, Retention, Store, StoreError, dialect::query, row::Columns as _},
+    store::{
+        Database, PostgresOptions, Retention, Store, StoreError, dialect::query, migrate::MIGRATIONS,
+        row::Columns as _,
+    },
 };
 
 async fn on_postgres<T>(test: impl Future<Output = T>) -> T {
@@ -39,6 +42,10 @@ async fn a_running_controller_can_neither_change_tables_nor_rewrite_the_audit_tr
             "UPDATE audit_logs SET actor_name = 'nobody'",
             "DELETE FROM audit_logs",
             "TRUNCATE audit_logs",
+            "UPDATE audit_links SET dropped = 0",
+            "DELETE FROM audit_links",
+            "UPDATE audit_checkpoints SET made_date = 0",
+            "DELETE FROM audit_checkpoints",
             "DROP TABLE audit_logs",
             "ALTER TABLE audit_logs ADD COLUMN a BIGINT",
             "ALTER TABLE audit_logs DISABLE TRIGGER ALL",
@@ -152,7 +159,9 @@ async fn an_older_schema_is_the_migrations_to_change() {
     // Whoever owns everything needs no other role.
     let admin = PostgresOptions::parse(&server.admin_url(&database)).unwrap();
     let report = Store::migrate(admin.clone()).await.unwrap();
-    assert_eq!((report.applied, report.version), (vec![1, 2], 2));
+    let versions = MIGRATIONS.map(|migration| migration.version);
+    assert_eq!(report.applied, versions);
+    assert_eq!(Some(&report.version), versions.last());
     assert_eq!(Store::migrate(admin.clone()).await.unwrap().applied, [0; 0]);
     let store = Store::open(admin, &envelope(), Metrics::default()).await.unwrap();
     store.load_resources().await.unwrap();

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use horizon_controller_core::{Grant, GrantFacts, grant};
+use horizon_controller_core::{Denial, Grant, GrantFacts, grant};
 use horizon_model::{NetworkId, PublicKey, ServerId, SessionUsage};
 
 use super::kit::{Kit, at, conformance, device_info};
@@ -24,16 +24,19 @@ metadata.name = 'ben-1'
 spec.userRef = 'ben'
 ";
 
-struct Scene {
-    kit: Kit,
-    server: ServerId,
+const SUSPENDED: &str = "apiVersion = 'horizon.dev/v1alpha1'\nkind = 'User'\nmetadata.name = 'ana'\n\
+                         [spec]\nsuspended = true\nsuspensionReason = 'left'\n";
+
+pub(super) struct Scene {
+    pub(super) kit: Kit,
+    pub(super) server: ServerId,
     lease: ChannelLease,
-    laptop: DeviceRecord,
+    pub(super) laptop: DeviceRecord,
     phone: DeviceRecord,
 }
 
 impl Scene {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let kit = Kit::with_basics().await;
         let server = kit.register(PublicKey([200; 32])).await.server;
         let (key, secret) = kit.personal_key().await;
@@ -48,7 +51,7 @@ impl Scene {
         Self { server, lease, laptop: devices.pop().unwrap(), phone, kit }
     }
 
-    async fn grant(&self) -> Grant {
+    pub(super) async fn grant(&self) -> Grant {
         grant(&self.kit.index().await, GrantFacts::POLICY_ONLY, self.laptop.user, self.server).unwrap()
     }
 
@@ -74,7 +77,10 @@ impl Scene {
     }
 
     async fn end(&self, session: &SessionRow) -> bool {
-        self.kit.store.end_session(session.id, &EndReason::broker("test"), at(90)).await.unwrap().is_some()
+        let ended = self.kit.store.end_session(session.id, &EndReason::broker("test"), at(90)).await.unwrap();
+        let held = std::collections::HashSet::new();
+        self.kit.store.note_sessions_applied(self.server, self.lease, &held, &[], at(90)).await.unwrap();
+        ended.is_some()
     }
 }
 
@@ -203,6 +209,16 @@ async fn what_was_revoked_since_is_seen_in_the_transaction() {
     let grant = scene.grant().await;
     scene.kit.remove("Server", "berlin").await;
     assert!(matches!(scene.ask_with(&scene.laptop, &grant, 3).await, Err(SessionError::Server(_))));
+    // A replica that has not heard of it yet would still grant.
+    let scene = Scene::new().await;
+    let grant = scene.grant().await;
+    scene.kit.put(SUSPENDED).await;
+    let refused = scene.ask_with(&scene.laptop, &grant, 3).await.unwrap_err();
+    let SessionError::User(Denial::Suspended { reason, .. }) = refused else { panic!("{refused}") };
+    assert_eq!(reason, "left");
+    scene.kit.remove("User", "ana").await;
+    let refused = scene.ask_with(&scene.laptop, &grant, 3).await;
+    assert!(matches!(refused, Err(SessionError::User(Denial::UserGone))));
 }
 
 async fn servers_and_ranges_can_be_full() {

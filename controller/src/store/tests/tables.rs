@@ -109,16 +109,19 @@ async fn a_newer_schema_that_only_adds_is_good_enough() {
     kit.register(PublicKey([3; 32])).await;
 }
 
+/// The number of the migration after those of this program.
+const NEXT: i64 = MIGRATIONS[MIGRATIONS.len() - 1].version + 1;
+
 async fn a_migration_that_fails_leaves_everything_as_it_was() {
     let kit = Kit::with_basics().await;
     let good = Migration {
-        version: 3,
-        compatible_from: 3,
+        version: 97,
+        compatible_from: 97,
         text: "CREATE TABLE tomorrow (a BIGINT); DELETE FROM leadership;",
         sqlite: "",
         postgres: "",
     };
-    let bad = Migration { version: 4, text: "CREATE TABLE servers (a BIGINT);", ..good };
+    let bad = Migration { version: NEXT + 1, text: "CREATE TABLE servers (a BIGINT);", ..good };
     let all: Vec<_> = MIGRATIONS.into_iter().chain([good, bad]).collect();
     let tables = async || {
         let store = &kit.store;
@@ -136,7 +139,7 @@ async fn a_migration_that_fails_leaves_everything_as_it_was() {
 async fn several_may_migrate_at_once() {
     let kit = Kit::new().await;
     let newer = Migration {
-        version: 3,
+        version: NEXT,
         compatible_from: 2,
         text: "CREATE TABLE tomorrow (a BIGINT);",
         sqlite: "",
@@ -146,7 +149,7 @@ async fn several_may_migrate_at_once() {
     let (one, two, three) =
         tokio::join!(migrate(&kit.place, &all), migrate(&kit.place, &all), migrate(&kit.place, &all));
     let done: Vec<_> = [one, two, three].into_iter().flat_map(|applied| applied.unwrap()).collect();
-    assert_eq!(done, [3]);
+    assert_eq!(done, [NEXT]);
 }
 
 async fn migrate(place: &Place, migrations: &[Migration]) -> Result<Vec<i64>, StoreError> {

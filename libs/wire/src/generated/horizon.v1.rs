@@ -6,7 +6,7 @@ pub struct ToController {
     pub request: u64,
     #[prost(
         oneof = "to_controller::Message",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 26, 27, 28, 35, 45, 46, 47, 48, 49"
     )]
     pub message: ::core::option::Option<to_controller::Message>,
 }
@@ -38,6 +38,33 @@ pub mod to_controller {
         EndSession(super::EndSession),
         #[prost(message, tag = "13")]
         Resync(super::Resync),
+        /// What is sealed to the device from now on. It has no answer.
+        #[prost(message, tag = "26")]
+        WrappingKey(super::WrappingKey),
+        /// The answer to NewKey, once it is kept.
+        #[prost(message, tag = "27")]
+        KeyTaken(super::KeyTaken),
+        /// Asks for the key that is handed over. Answered by HandedOver.
+        #[prost(message, tag = "28")]
+        ClaimHandover(super::ClaimHandover),
+        /// The answer to KeySets.
+        #[prost(message, tag = "35")]
+        KeysetHeld(super::KeySetHeld),
+        /// What the device is and where it runs, after each Welcome. It has no answer.
+        #[prost(message, tag = "45")]
+        DeviceHello(super::DeviceHello),
+        /// What the device counted of its session. It has no answer.
+        #[prost(message, tag = "46")]
+        SessionReport(super::SessionReport),
+        /// Asks for the settings that follow the user. Answered by UserSettings.
+        #[prost(message, tag = "47")]
+        GetSettings(super::GetSettings),
+        /// Answered by UserSettings: those that hold now.
+        #[prost(message, tag = "48")]
+        PutSettings(super::PutSettings),
+        /// Wraps the settings' key for devices that lack it. It has no answer.
+        #[prost(message, tag = "49")]
+        WrapSettingsKey(super::WrapSettingsKey),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -47,7 +74,7 @@ pub struct FromController {
     pub request: u64,
     #[prost(
         oneof = "from_controller::Message",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 26, 27, 28, 35, 47"
     )]
     pub message: ::core::option::Option<from_controller::Message>,
 }
@@ -87,6 +114,19 @@ pub mod from_controller {
         GoElsewhere(super::GoElsewhere),
         #[prost(message, tag = "16")]
         Done(super::Done),
+        /// A new version of the device's personal key, to a device that sent its WrappingKey.
+        #[prost(message, tag = "26")]
+        NewKey(super::NewKey),
+        /// What the device's user should know about the key.
+        #[prost(message, tag = "27")]
+        KeyNotice(super::KeyNotice),
+        #[prost(message, tag = "28")]
+        HandedOver(super::HandedOver),
+        /// Newer KeySets, to a peer whose Hello has the feature "keysets.v1".
+        #[prost(message, tag = "35")]
+        Keysets(super::KeySets),
+        #[prost(message, tag = "47")]
+        UserSettings(super::UserSettings),
     }
 }
 /// Exact bytes under a signature. The context that is signed with them is known from where the envelope stands.
@@ -123,6 +163,9 @@ pub struct KeySet {
     pub keys: ::prost::alloc::vec::Vec<KeySetKey>,
     #[prost(int64, tag = "4")]
     pub issued: i64,
+    /// Keys that are in wrong hands: a conversation with whoever proved one is ended.
+    #[prost(bytes = "vec", repeated, tag = "35")]
+    pub revoked: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KeySetKey {
@@ -134,6 +177,20 @@ pub struct KeySetKey {
     pub not_before: i64,
     #[prost(int64, tag = "4")]
     pub not_after: i64,
+    #[prost(enumeration = "KeyPhase", tag = "35")]
+    pub phase: i32,
+}
+/// The KeySets after the one that was shown last.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct KeySets {
+    #[prost(message, repeated, tag = "1")]
+    pub keysets: ::prost::alloc::vec::Vec<SignedKeySet>,
+}
+/// The newest KeySet that the peer has kept.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeySetHeld {
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Hello {
@@ -156,13 +213,16 @@ pub struct Hello {
 pub struct Welcome {
     #[prost(uint32, tag = "1")]
     pub version: u32,
-    /// from the peer's version (or the first) to the newest
+    /// from the peer's version (or the first) on, 1024 at most
     #[prost(message, repeated, tag = "2")]
     pub keysets: ::prost::alloc::vec::Vec<SignedKeySet>,
     #[prost(int64, tag = "3")]
     pub now: i64,
     #[prost(string, tag = "4")]
     pub software: ::prost::alloc::string::String,
+    /// The newest. When the KeySets above end before it, the peer keeps the last of them and opens again.
+    #[prost(uint64, tag = "35")]
+    pub newest_keyset: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Refused {
@@ -224,7 +284,7 @@ pub struct Registered {
     #[prost(bytes = "vec", tag = "3")]
     pub verification_secret: ::prost::alloc::vec::Vec<u8>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Attach {
     #[prost(bytes = "vec", tag = "1")]
     pub server_id: ::prost::alloc::vec::Vec<u8>,
@@ -242,6 +302,9 @@ pub struct Attach {
     pub digest: ::prost::alloc::vec::Vec<u8>,
     #[prost(string, repeated, tag = "8")]
     pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The newest checkpoints of the audit trail that the appliance was given.
+    #[prost(message, repeated, tag = "36")]
+    pub witnesses: ::prost::alloc::vec::Vec<Envelope>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Attached {
@@ -309,6 +372,27 @@ pub struct HeartbeatAck {
     pub counter: u64,
     #[prost(bytes = "vec", tag = "2")]
     pub ratchet_nonce: ::prost::alloc::vec::Vec<u8>,
+    /// A signed AuditCheckpoint that the appliance was not given yet.
+    #[prost(message, optional, tag = "36")]
+    pub checkpoint: ::core::option::Option<Envelope>,
+}
+/// How far the chain over the audit trail reached at a time.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuditCheckpoint {
+    /// the number of the newest link
+    #[prost(uint64, tag = "1")]
+    pub link: u64,
+    /// its digest, which covers every row up to there
+    #[prost(bytes = "vec", tag = "2")]
+    pub digest: ::prost::alloc::vec::Vec<u8>,
+    /// the highest number of a row that is sealed
+    #[prost(int64, tag = "3")]
+    pub last_row: i64,
+    /// how many rows are sealed
+    #[prost(uint64, tag = "4")]
+    pub rows: u64,
+    #[prost(int64, tag = "5")]
+    pub time: i64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Challenge {
@@ -316,6 +400,9 @@ pub struct Challenge {
     pub id: ::prost::alloc::vec::Vec<u8>,
     #[prost(bytes = "vec", tag = "2")]
     pub nonce: ::prost::alloc::vec::Vec<u8>,
+    /// Only to an appliance with the feature challenge.v2.
+    #[prost(enumeration = "ChallengeKind", tag = "20")]
+    pub kind: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ChallengeResponse {
@@ -324,6 +411,36 @@ pub struct ChallengeResponse {
     /// HMAC-SHA256 over id, nonce, server and incarnation under the verification secret
     #[prost(bytes = "vec", tag = "2")]
     pub tag: ::prost::alloc::vec::Vec<u8>,
+    /// A ChallengeEvidence, which the tag covers, with the kind; empty for the unspecified kind.
+    #[prost(bytes = "vec", tag = "20")]
+    pub payload: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ChallengeEvidence {
+    /// Ed25519, under the server's key, over the statement of the challenge
+    #[prost(bytes = "vec", tag = "1")]
+    pub signature: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, repeated, tag = "2")]
+    pub factors: ::prost::alloc::vec::Vec<Factor>,
+    /// absent where there is no TPM
+    #[prost(message, optional, tag = "3")]
+    pub quote: ::core::option::Option<Quote>,
+    /// why there is no quote
+    #[prost(string, tag = "4")]
+    pub problem: ::prost::alloc::string::String,
+}
+/// A quote of a TPM 2.0, as the TPM gave it (TPM 2.0 Library, parts 2 and 3).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Quote {
+    /// TPMT_PUBLIC of the attestation key
+    #[prost(bytes = "vec", tag = "1")]
+    pub key: ::prost::alloc::vec::Vec<u8>,
+    /// TPMS_ATTEST
+    #[prost(bytes = "vec", tag = "2")]
+    pub attested: ::prost::alloc::vec::Vec<u8>,
+    /// TPMT_SIGNATURE
+    #[prost(bytes = "vec", tag = "3")]
+    pub signature: ::prost::alloc::vec::Vec<u8>,
 }
 /// Announces a datagram that the controller sends to the tunnel's port to see whether it arrives.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -332,6 +449,9 @@ pub struct DialBack {
     pub nonce: ::prost::alloc::vec::Vec<u8>,
     #[prost(string, tag = "2")]
     pub address: ::prost::alloc::string::String,
+    /// In place of the nonce, to an appliance with the feature challenge.v2: the SHA-256 of a nonce that only the datagram has.
+    #[prost(bytes = "vec", tag = "20")]
+    pub digest: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DialBackSeen {
@@ -536,6 +656,68 @@ pub struct DeviceEnrolled {
     #[prost(string, tag = "2")]
     pub user: ::prost::alloc::string::String,
 }
+/// An X25519 public key (RFC 7748), signed by the device's own key.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WrappingKey {
+    #[prost(bytes = "vec", tag = "1")]
+    pub key: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub signature: ::prost::alloc::vec::Vec<u8>,
+}
+/// Sealed to the device's wrapping key with HPKE (RFC 9180): 32 random bytes and a tag of 4.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NewKey {
+    #[prost(bytes = "vec", tag = "1")]
+    pub key_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub encapsulated: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "3")]
+    pub ciphertext: ::prost::alloc::vec::Vec<u8>,
+    #[prost(int64, tag = "4")]
+    pub old_key_ends: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct KeyTaken {
+    #[prost(bytes = "vec", tag = "1")]
+    pub key_id: ::prost::alloc::vec::Vec<u8>,
+    /// HMAC-SHA256 over device and key under the secret
+    #[prost(bytes = "vec", tag = "2")]
+    pub proof: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeyNotice {
+    #[prost(enumeration = "KeyNews", tag = "1")]
+    pub news: i32,
+    /// in words
+    #[prost(string, tag = "2")]
+    pub message: ::prost::alloc::string::String,
+    /// when, where it is about a time
+    #[prost(int64, tag = "3")]
+    pub at: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct ClaimHandover {
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub secret: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, tag = "3")]
+    pub code: ::prost::alloc::string::String,
+    /// what the key is sealed to
+    #[prost(bytes = "vec", tag = "4")]
+    pub wrapping_key: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HandedOver {
+    #[prost(bytes = "vec", tag = "1")]
+    pub key_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub encapsulated: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "3")]
+    pub ciphertext: ::prost::alloc::vec::Vec<u8>,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListServers {}
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -633,6 +815,89 @@ pub struct TicketNetwork {
     #[prost(bool, tag = "5")]
     pub inbound_any: bool,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeviceHello {
+    #[prost(string, tag = "1")]
+    pub os_version: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub app_version: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub hardware_fingerprint: ::prost::alloc::string::String,
+}
+/// The totals of one session since the client's tunnel was started.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionReport {
+    #[prost(bytes = "vec", tag = "1")]
+    pub session: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bool, tag = "2")]
+    pub connected: bool,
+    #[prost(uint64, tag = "3")]
+    pub bytes_sent: u64,
+    #[prost(uint64, tag = "4")]
+    pub bytes_received: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetSettings {}
+/// The content is AES-256-GCM under the settings' key: 12 bytes of nonce, the text, 16 of tag. It replaces the version that
+/// base_version names (0: none); a newer one stays and is the answer.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PutSettings {
+    #[prost(uint64, tag = "1")]
+    pub base_version: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    pub content: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, repeated, tag = "3")]
+    pub keys: ::prost::alloc::vec::Vec<WrappedKey>,
+}
+/// The settings' key for one device.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WrappedKey {
+    #[prost(bytes = "vec", tag = "1")]
+    pub device: ::prost::alloc::vec::Vec<u8>,
+    /// 16 bytes that tell keys apart
+    #[prost(bytes = "vec", tag = "2")]
+    pub key_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "3")]
+    pub encapsulated: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "4")]
+    pub ciphertext: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WrapSettingsKey {
+    #[prost(message, repeated, tag = "1")]
+    pub keys: ::prost::alloc::vec::Vec<WrappedKey>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UserSettings {
+    /// 0: there are none
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    pub content: ::prost::alloc::vec::Vec<u8>,
+    /// for the device that asks; absent while nobody wrapped it
+    #[prost(message, optional, tag = "3")]
+    pub key: ::core::option::Option<WrappedKey>,
+    /// the user's devices
+    #[prost(message, repeated, tag = "4")]
+    pub devices: ::prost::alloc::vec::Vec<SettingsDevice>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SettingsDevice {
+    #[prost(bytes = "vec", tag = "1")]
+    pub device: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", tag = "3")]
+    pub device_key: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "4")]
+    pub wrapping_key: ::prost::alloc::vec::Vec<u8>,
+    /// by device_key
+    #[prost(bytes = "vec", tag = "5")]
+    pub wrapping_signature: ::prost::alloc::vec::Vec<u8>,
+    /// of the settings' key that is wrapped for it; empty: none
+    #[prost(bytes = "vec", tag = "6")]
+    pub key_id: ::prost::alloc::vec::Vec<u8>,
+}
 /// The content of a registration token.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
@@ -659,6 +924,56 @@ pub struct PersonalKey {
     /// 32 random bytes and a tag of 4
     #[prost(bytes = "vec", tag = "4")]
     pub secret: ::prost::alloc::vec::Vec<u8>,
+}
+/// The content of a hand-over string.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct Handover {
+    #[prost(string, repeated, tag = "1")]
+    pub controllers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub root_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "3")]
+    pub id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "4")]
+    pub secret: ::prost::alloc::vec::Vec<u8>,
+}
+/// What the controller does with a key. Peers trust a key in every phase; one that is over is not listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum KeyPhase {
+    /// in use, from before there were phases
+    Unspecified = 0,
+    /// published, not used yet
+    Next = 1,
+    /// used
+    Current = 2,
+    /// not used any more; what it signed still counts
+    Previous = 3,
+}
+impl KeyPhase {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "KEY_PHASE_UNSPECIFIED",
+            Self::Next => "KEY_PHASE_NEXT",
+            Self::Current => "KEY_PHASE_CURRENT",
+            Self::Previous => "KEY_PHASE_PREVIOUS",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "KEY_PHASE_UNSPECIFIED" => Some(Self::Unspecified),
+            "KEY_PHASE_NEXT" => Some(Self::Next),
+            "KEY_PHASE_CURRENT" => Some(Self::Current),
+            "KEY_PHASE_PREVIOUS" => Some(Self::Previous),
+            _ => None,
+        }
+    }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -783,6 +1098,39 @@ impl RefusalCode {
         }
     }
 }
+/// What is to be proved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ChallengeKind {
+    /// that the verification secret is held
+    Unspecified = 0,
+    /// and the server's key, over this connection
+    PublicKey = 1,
+    /// and what the machine is like now, with a quote of its TPM where it has one
+    Identity = 2,
+}
+impl ChallengeKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CHALLENGE_KIND_UNSPECIFIED",
+            Self::PublicKey => "CHALLENGE_KIND_PUBLIC_KEY",
+            Self::Identity => "CHALLENGE_KIND_IDENTITY",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CHALLENGE_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "CHALLENGE_KIND_PUBLIC_KEY" => Some(Self::PublicKey),
+            "CHALLENGE_KIND_IDENTITY" => Some(Self::Identity),
+            _ => None,
+        }
+    }
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum SessionKind {
@@ -808,6 +1156,49 @@ impl SessionKind {
             "SESSION_KIND_UNSPECIFIED" => Some(Self::Unspecified),
             "SESSION_KIND_ACCESS" => Some(Self::Access),
             "SESSION_KIND_TRUNK" => Some(Self::Trunk),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum KeyNews {
+    Unspecified = 0,
+    /// nothing is to be done
+    Fine = 1,
+    /// the key was replaced at once: the new one has to be entered
+    Replaced = 2,
+    /// it ends soon
+    Expires = 3,
+    /// it is rotated soon, by itself
+    Rotates = 4,
+    /// it was revoked, or its time is over
+    Ended = 5,
+}
+impl KeyNews {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "KEY_NEWS_UNSPECIFIED",
+            Self::Fine => "KEY_NEWS_FINE",
+            Self::Replaced => "KEY_NEWS_REPLACED",
+            Self::Expires => "KEY_NEWS_EXPIRES",
+            Self::Rotates => "KEY_NEWS_ROTATES",
+            Self::Ended => "KEY_NEWS_ENDED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "KEY_NEWS_UNSPECIFIED" => Some(Self::Unspecified),
+            "KEY_NEWS_FINE" => Some(Self::Fine),
+            "KEY_NEWS_REPLACED" => Some(Self::Replaced),
+            "KEY_NEWS_EXPIRES" => Some(Self::Expires),
+            "KEY_NEWS_ROTATES" => Some(Self::Rotates),
+            "KEY_NEWS_ENDED" => Some(Self::Ended),
             _ => None,
         }
     }

@@ -32,7 +32,7 @@ labels:
 {{- end }}
 
 {{- define "horizon.kinds" -}}
-accesspolicies approvals personalkeys registrationkeys revocations securitypolicies servers users virtualnetworks
+accesspolicies approvals devicedecisions keyrotations personalkeys registrationkeys revocations rotationpolicies securitypolicies servers users virtualnetworks
 {{- end }}
 
 {{- define "horizon.subject" -}}
@@ -66,6 +66,11 @@ source = "kubernetes"
 data = "/var/lib/horizon"
 listen = "[::]:7440"
 metrics_listen = "[::]:7441"
+{{- if .Values.rest.enabled }}
+rest_listen = "[::]:7443"
+rest_certificate = "/etc/horizon-secrets/rest/tls.crt"
+rest_key = "/etc/horizon-secrets/rest/tls.key"
+{{- end }}
 {{- if eq .Values.mode "production" }}
 
 database_url_file = "/etc/horizon-secrets/database/url"

@@ -5,6 +5,7 @@ mod edits;
 mod fleet;
 mod idle;
 mod kubernetes;
+mod security;
 mod start;
 mod store;
 mod throughput;
@@ -47,6 +48,8 @@ enum Benchmark {
     Store,
     /// An organisation in a Kubernetes API server: a controller's start, and the way of a change.
     Kubernetes,
+    /// Keys and tokens when many try at once.
+    Security,
     /// Many appliances: at rest, and how they come back.
     Fleet,
 }
@@ -61,6 +64,7 @@ impl Benchmark {
             Self::Idle => "idle",
             Self::Store => "store",
             Self::Kubernetes => "kubernetes",
+            Self::Security => "security",
             Self::Fleet => "fleet",
         }
     }
@@ -96,6 +100,7 @@ fn main() -> Result<()> {
             Benchmark::Idle => idle::measure(&bench, &mut report),
             Benchmark::Store => store::measure(&bench, &mut report),
             Benchmark::Kubernetes => kubernetes::measure(&bench, &mut report),
+            Benchmark::Security => security::measure(&bench, &mut report),
             Benchmark::Fleet => fleet::measure(&bench, &mut report),
         };
         measured.with_context(|| format!("benchmark {}", benchmark.name()))?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use horizon_controller_core::ServerStanding;
 use horizon_services::Redis;
 use jiff::Timestamp;
+use uuid::Uuid;
 
 use super::kit::{Replica, device, server, shared_redis, until};
 use crate::live::{Counted, Limit, Live as _, Lockout};
@@ -57,12 +58,25 @@ async fn every_key_has_its_name_its_kind_and_a_lifetime() {
         (Counted::Handshake(from), "handshake"),
         (Counted::Registration(from), "registration"),
         (Counted::Enrolment(from), "enrolment"),
+        (Counted::Request(from), "request"),
+        (Counted::SignIn(from), "sign-in"),
     ] {
         assert!(replica.live.allow(what, Limit::per_minute(2), now));
         let key = looks.key(&format!("ratelimit:ip:{from}:{name}"), "string", Duration::from_secs(60)).await;
         let left: u64 = looks.ask(["pttl", &key]).parse().unwrap();
         assert!(left <= 30_000, "one of two in a minute uses half of it up, not {left} ms");
     }
+    let user = Uuid::from_u128(7);
+    for (what, name) in [
+        (Counted::RequestOf(user), format!("ratelimit:user:{user}")),
+        (Counted::RequestTo("GET /v1/servers"), "ratelimit:endpoint:GET /v1/servers".to_owned()),
+    ] {
+        assert!(replica.live.allow(what, Limit::per_minute(2), now));
+        looks.key(&name, "string", Duration::from_secs(60)).await;
+    }
+    let token = Uuid::from_u128(8);
+    replica.live.kill_token(token, Duration::from_secs(600), now);
+    looks.key(&format!("blacklist:token:{token}"), "string", Duration::from_secs(600)).await;
     let lockout =
         Lockout { threshold: 2, window: Duration::from_secs(40), duration: Duration::from_secs(90) };
     assert!(!replica.live.note_failure(from, lockout, now));
@@ -79,9 +93,18 @@ async fn every_key_has_its_name_its_kind_and_a_lifetime() {
     // There is nothing else.
     let mut keys: Vec<_> = looks.ask(["keys", &format!("{prefix}*")]).lines().map(str::to_owned).collect();
     keys.retain(|key| {
-        !["presence:", "ratelimit:ip:", "failures:ip:", "lockout:ip:", "cache:server:"]
-            .iter()
-            .any(|known| key.starts_with(&format!("{prefix}{known}")))
+        ![
+            "presence:",
+            "ratelimit:ip:",
+            "ratelimit:user:",
+            "ratelimit:endpoint:",
+            "blacklist:token:",
+            "failures:ip:",
+            "lockout:ip:",
+            "cache:server:",
+        ]
+        .iter()
+        .any(|known| key.starts_with(&format!("{prefix}{known}")))
     });
     assert_eq!(keys, Vec::<String>::new());
 

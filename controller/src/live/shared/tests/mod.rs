@@ -69,6 +69,11 @@ async fn together(a: &Replica, b: &Replica, round: u8) {
     let address = format!("2001:db8::{:x}:0:0:0:1", Uuid::new_v4().as_u128() as u16).parse().unwrap();
     assert!(a.live.note_failure(address, lockout, Timestamp::now()));
     until("it is locked out", || b.live.locked_out_until(address, Timestamp::now()).is_some()).await;
+    // What one makes worthless is worthless everywhere.
+    let (token, now) = (Uuid::new_v4(), Timestamp::now());
+    assert!(!b.live.is_token_dead(token, now));
+    a.live.kill_token(token, Duration::from_secs(600), now);
+    until("it is dead", || b.live.is_token_dead(token, Timestamp::now())).await;
     let left = b.live.locked_out_until(address, Timestamp::now()).unwrap() - Timestamp::now();
     assert!(left.get_seconds() <= 600 && left.get_seconds() > 500);
 

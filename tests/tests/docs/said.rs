@@ -1,7 +1,5 @@
 //! What the documents say exists: the files they link to, and the commands they show.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -46,6 +44,37 @@ fn links_between_documents_lead_somewhere() {
         }
     }
     assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+/// Every promise of the security model names the tests that hold it: each is there.
+#[test]
+fn tests_that_the_security_model_names_exist() {
+    fn sources(folder: &Path, text: &mut String) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && path.file_name().is_some_and(|name| name != "target" && name != ".git") {
+                sources(&path, text);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                text.push_str(&fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    let mut all = String::new();
+    sources(&repository(), &mut all);
+    let text = fs::read_to_string(repository().join("docs/security.md")).unwrap();
+    let (mut of_promises, mut missing) = (false, Vec::new());
+    for line in text.lines() {
+        let Some(row) = line.trim_end().strip_suffix('|').filter(|row| row.starts_with('|')) else {
+            of_promises = false;
+            continue;
+        };
+        let last = row.rsplit('|').next().unwrap().trim();
+        of_promises |= last == "test";
+        let named = last.split('`').skip(1).step_by(2).filter(|_| of_promises);
+        // A test, or a scenario that a macro makes tests of.
+        missing.extend(named.filter(|name| !all.contains(&format!("fn {name}("))).map(str::to_owned));
+    }
+    assert!(missing.is_empty(), "docs/security.md names tests that are not there: {missing:?}");
 }
 
 #[test]

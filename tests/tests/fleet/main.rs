@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+mod security;
+
 use std::collections::HashMap;
 use std::time::Duration;
 

@@ -1,0 +1,103 @@
+//! The organisation's own keys rotate: nobody notices, and whoever was away finds back.
+
+use std::time::{Duration, Instant};
+
+use horizon_tests::lab::{eventually, within};
+use horizon_tests::products::{Client, World};
+use horizon_tests::services::{Probe, WhoAmI};
+
+use super::{connect_eventually, connected};
+
+/// How long a stream of packets may be silent before a flow would notice, on a machine that is busy with other tests.
+const GAP: Duration = Duration::from_secs(2);
+
+fn status(world: &World) -> serde_json::Value {
+    let text = world.controller.cli(["status", "-o", "json"]).ok().unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+fn keyset(world: &World) -> u64 {
+    status(world)["keyset"].as_u64().unwrap()
+}
+
+#[test]
+fn every_key_of_the_organisation_rotates_and_no_flow_breaks() {
+    let mut world = World::for_test().unwrap();
+    let mut laptop = Client::new(world.home.host("laptop").unwrap(), &world.programs);
+    laptop.start().unwrap();
+    laptop.add_key(&world.controller.invite("ada").unwrap()).unwrap();
+    laptop.connect("gateway").unwrap();
+    let who = WhoAmI::start(&world.web_host).unwrap();
+    let mut probe = Probe::new(laptop.host(), &who).unwrap();
+    assert_eq!(keyset(&world), 1);
+    let rotate =
+        ["rotate", "keys", "--class", "tls,state,ticket,root", "--overlap", "2s", "--reason", "every year"];
+    world.controller.cli(rotate).ok().unwrap();
+
+    // A packet every millisecond while each key is published, used and retired: three steps for each, and one for the root.
+    let (mut last, mut gap) = (Instant::now(), Duration::ZERO);
+    let (appliance, mut next_look) = (world.appliance.host().v4(), Instant::now());
+    probe
+        .watch(Duration::from_secs(90), |seen| {
+            if let Some(seen) = seen {
+                assert_eq!(seen.source, appliance, "not a packet leaves beside the tunnel");
+                gap = gap.max(seen.came.duration_since(last));
+                last = seen.came;
+            }
+            if Instant::now() < next_look {
+                return None;
+            }
+            next_look = Instant::now() + Duration::from_millis(500);
+            let status = status(&world);
+            let settled = status["rotations"].as_array().is_some_and(Vec::is_empty);
+            (settled && status["keyset"] == 11).then_some(())
+        })
+        .unwrap();
+    assert!(gap < GAP, "the longest silence was {gap:?}");
+    assert!(connected(&laptop));
+    // Everybody who is connected holds the newest, and what was handed out before goes on to work.
+    let text = eventually("all hold the newest", || {
+        let text = world.controller.cli(["status"]).ok().ok()?;
+        text.contains("KeySet 11, held by 1 appliance and 1 device").then_some(text)
+    });
+    text.unwrap();
+    laptop.disconnect().unwrap();
+    laptop.connect("gateway").unwrap();
+    let done = world.controller.cli(["get", "keyrotations", "-o", "json"]).ok().unwrap();
+    assert!(done.contains("\"completed\""), "{done}");
+
+    // The keys are those of the newest KeySet after a restart too.
+    world.controller.process().unwrap().kill().unwrap();
+    world.controller.start().unwrap();
+    world.wait_until_available("gateway").unwrap();
+    assert_eq!(keyset(&world), 11);
+    assert!(connected(&laptop));
+
+    // The audit trail tells of it, and is as it was written.
+    within(Duration::from_secs(30), "the trail is sealed and verified", || {
+        let said = world.controller.cli(["audit", "verify"]).ok().ok()?;
+        said.contains("is as it was written").then_some(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn an_appliance_that_was_off_during_three_rotations_comes_back() {
+    let mut world = World::for_test().unwrap();
+    let laptop = world.device("laptop", "ada").unwrap();
+    world.appliance.process().unwrap().kill().unwrap();
+    for _ in 0..3 {
+        let before = keyset(&world);
+        let rotate =
+            ["rotate", "keys", "--class", "state,tls,root", "--emergency", "--reason", "a stolen backup"];
+        world.controller.cli(rotate).ok().unwrap();
+        within(Duration::from_secs(30), "the keys are replaced", || {
+            (keyset(&world) == before + 3).then_some(())
+        })
+        .unwrap();
+    }
+    world.appliance.start().unwrap();
+    world.wait_until_available("gateway").unwrap();
+    connect_eventually(&laptop, "gateway");
+    assert_eq!(keyset(&world), 10);
+}
