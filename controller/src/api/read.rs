@@ -20,7 +20,7 @@ use crate::{
     engine::ToldProblem,
     metrics::NameLabel,
     replica::{Roll, Standing},
-    store::EventFilter,
+    store::{EventFilter, StoreError},
 };
 
 /// The most records that are listed.
@@ -242,6 +242,9 @@ pub(crate) async fn status(State(api): State<Arc<Api>>) -> Answer<Status> {
     };
     // While the database is away, what is known here has to do.
     let told = api.engine.report().await.unwrap_or_default();
+    let answers = database == "answers";
+    let open = if_it_answers(answers, api.store.keyset_rotations(None)).await;
+    let services = if_it_answers(answers, api.store.list_services()).await;
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: api.started_at.into(),
@@ -258,17 +261,25 @@ pub(crate) async fn status(State(api): State<Arc<Api>>) -> Answer<Status> {
         not_ready: api.health.missing().into_iter().map(|(part, why)| format!("{part}: {why}")).collect(),
         revision: in_force.revision.0,
         database,
-        troubles: troubles(&api).await,
+        troubles: troubles(services),
         keyset: api.strings.keys.now().keyset.version,
-        keyset_holders: api.store.keyset_holders(None).await.unwrap_or_default(),
-        rotations: rotations(&api).await,
+        keyset_holders: if_it_answers(answers, api.store.keyset_holders(None)).await,
+        rotations: rotations(open),
         replication: api.roll.as_ref().map(|roll| replication(&api, roll)),
     }))
 }
 
+/// What a database says that answers, or nothing: the status is asked for most when something is wrong.
+async fn if_it_answers<T: Default>(answers: bool, ask: impl Future<Output = Result<T, StoreError>>) -> T {
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+    if !answers {
+        return T::default();
+    }
+    tokio::time::timeout(PATIENCE, ask).await.ok().and_then(Result::ok).unwrap_or_default()
+}
+
 /// The rotations of the organisation's keys that are under way.
-async fn rotations(api: &Api) -> Vec<String> {
-    let open = api.store.keyset_rotations(None).await.unwrap_or_default();
+fn rotations(open: Vec<crate::store::KeySetRotation>) -> Vec<String> {
     let line = |rotation: crate::store::KeySetRotation| {
         let reached = rotation.reached.map_or("over", |reached| reached.as_str());
         format!("{} key: {reached}; {}, {}", rotation.class.as_str(), rotation.kind, rotation.reason)
@@ -277,8 +288,7 @@ async fn rotations(api: &Api) -> Vec<String> {
 }
 
 /// The parts that do not do as they should, as the leader last saw them.
-async fn troubles(api: &Api) -> Vec<String> {
-    let services = api.store.list_services().await.unwrap_or_default();
+fn troubles(services: Vec<crate::store::Service>) -> Vec<String> {
     let trouble = services.into_iter().filter(|service| service.state != "operational");
     let line = |service: crate::store::Service| {
         let detail = service.detail.map(|detail| format!(": {detail}")).unwrap_or_default();

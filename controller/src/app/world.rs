@@ -219,7 +219,7 @@ impl World {
 /// Where the keys lie.
 fn keys_home(config: &Config, cluster: Option<&Cluster>) -> Home {
     match (&config.keys_secret, cluster) {
-        (Some(name), Some(cluster)) => Home::Secret(cluster.clone(), name.clone()),
+        (Some(name), Some(cluster)) => Home::Secret(Box::new(cluster.clone()), name.clone()),
         _ => Home::Directory(config.data.join("keys")),
     }
 }

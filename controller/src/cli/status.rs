@@ -75,7 +75,7 @@ fn keys(status: &Status) -> String {
             rows.map(|h| h.peers).sum()
         };
         match (of(true), of(false)) {
-            (all, 0) => format!("{}", count(all, role)),
+            (all, 0) => count(all, role),
             (some, older) => format!("{some} of {}", count(some + older, role)),
         }
     };

@@ -42,8 +42,8 @@ pub(super) enum Became {
 }
 
 impl Heard {
-    fn add(&mut self, hint: Result<Hint, RecvError>) {
-        match hint {
+    fn add(&mut self, hint: &Result<Hint, RecvError>) {
+        match *hint {
             Ok(Hint::ResourcesChanged(revision)) => {
                 self.revision = Some(self.revision.map_or(revision, |known| known.max(revision)));
             }
@@ -76,7 +76,7 @@ impl Inbox {
         mem::take(&mut *self.heard.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn put(&self, hint: Result<Hint, RecvError>) {
+    fn put(&self, hint: &Result<Hint, RecvError>) {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner).add(hint);
         self.bell.notify_one();
     }
@@ -87,7 +87,7 @@ pub(super) async fn listen(mut hints: Receiver<Hint>, inbox: Arc<Inbox>) {
     loop {
         match hints.recv().await {
             Err(RecvError::Closed) => return,
-            hint => inbox.put(hint),
+            hint => inbox.put(&hint),
         }
     }
 }
@@ -104,18 +104,18 @@ mod tests {
         assert!(inbox.next().now_or_never().is_none());
         let (one, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
         for revision in [3, 7, 5] {
-            inbox.put(Ok(Hint::ResourcesChanged(Revision(revision))));
-            inbox.put(Ok(Hint::StatusDirty(one)));
+            inbox.put(&Ok(Hint::ResourcesChanged(Revision(revision))));
+            inbox.put(&Ok(Hint::StatusDirty(one)));
         }
-        inbox.put(Ok(Hint::PresenceChanged { server: ServerId(other) }));
-        inbox.put(Ok(Hint::StateApplied { server: ServerId(one), generation: 1 }));
-        inbox.put(Ok(Hint::ServerChanged(ServerId(one))));
+        inbox.put(&Ok(Hint::PresenceChanged { server: ServerId(other) }));
+        inbox.put(&Ok(Hint::StateApplied { server: ServerId(one), generation: 1 }));
+        inbox.put(&Ok(Hint::ServerChanged(ServerId(one))));
         let heard = inbox.next().now_or_never().unwrap();
         assert_eq!((heard.everything, heard.revision), (false, Some(Revision(7))));
         assert_eq!(heard.dirty, [one, other].into());
         assert_eq!(heard.servers, [(ServerId(one), Became::Behind)].into());
         assert!(inbox.next().now_or_never().is_none());
-        inbox.put(Err(RecvError::Lagged(1)));
+        inbox.put(&Err(RecvError::Lagged(1)));
         assert!(inbox.next().now_or_never().unwrap().everything);
     }
 }

@@ -55,7 +55,7 @@ struct Position {
     longitude: Option<f64>,
 }
 
-fn name(text: String) -> Option<String> {
+fn name(text: &str) -> Option<String> {
     let text: String = text.chars().filter(|c| !c.is_control()).take(MAX_NAME).collect();
     Some(text.trim().to_owned()).filter(|t| !t.is_empty())
 }
@@ -74,7 +74,7 @@ impl Place {
                 .names
                 .into_iter()
                 .find(|(language, _)| language == "en")
-                .and_then(|(_, n)| name(n));
+                .and_then(|(_, n)| name(&n));
         }
         if self.lat.is_none() {
             let lat = degrees(record.location.latitude, 90.0);
@@ -84,7 +84,7 @@ impl Place {
         }
         if self.asn.is_none() {
             self.asn = record.autonomous_system_number;
-            self.organization = record.autonomous_system_organization.and_then(name);
+            self.organization = record.autonomous_system_organization.and_then(|text| name(&text));
         }
     }
 

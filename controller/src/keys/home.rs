@@ -16,7 +16,7 @@ pub enum Home {
     /// Files in a directory.
     Directory(PathBuf),
     /// A Secret.
-    Secret(Cluster, SecretName),
+    Secret(Box<Cluster>, SecretName),
 }
 
 impl Home {

@@ -28,7 +28,7 @@ pub(super) struct Migration {
 }
 
 /// The migrations, by number. A released one is never edited.
-pub(super) const MIGRATIONS: [Migration; 10] = [
+pub(super) const MIGRATIONS: [Migration; 9] = [
     Migration {
         version: 1,
         compatible_from: 1,
@@ -89,13 +89,6 @@ pub(super) const MIGRATIONS: [Migration; 10] = [
         version: 9,
         compatible_from: 2,
         text: include_str!("../../migrations/0009_audit.sql"),
-        sqlite: "",
-        postgres: "",
-    },
-    Migration {
-        version: 10,
-        compatible_from: 2,
-        text: include_str!("../../migrations/0010_sealing.sql"),
         sqlite: "",
         postgres: "",
     },

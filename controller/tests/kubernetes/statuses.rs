@@ -261,7 +261,7 @@ async fn what_somebody_else_wrote_into_a_status_is_put_right() {
     let right = status(ServerPhase::Active, true);
     statuses.show(vec![write(&follower, &paris, right.clone(), None)]);
     shown(&follower, &paris, |object| phase(object) == "active").await;
-    let wrong = json!({ "status": { "phase": "revoked" } }).to_string();
+    let wrong = json!({ "status": { "phase": "compromised" } }).to_string();
     api.kubectl([
         "patch",
         "server",

@@ -121,7 +121,7 @@ fn a_disk_in_another_machine_is_quarantined_until_one_approval() {
     assert!(events.contains("identity_pending"), "{events}");
 
     office.approve();
-    let audit = office.controller.cli(["get", "audit"]).ok().unwrap();
+    let audit = office.controller.cli(["get", "audit", "-o", "json"]).ok().unwrap();
     assert!(audit.contains("new credentials are due"), "{audit}");
     assert!(office.status().unwrap()["identity"].get("pendingDigest").is_none());
 }

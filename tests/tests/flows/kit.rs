@@ -35,7 +35,7 @@ pub(crate) fn soon(what: &str, mut check: impl FnMut() -> bool) {
 }
 
 /// What is looked for.
-pub trait Seen {
+pub(crate) trait Seen {
     /// The first column of the first row of a query, as text; numbers and truth are to be cast.
     fn row(&self, sql: &str) -> Option<String>;
     /// How many security events of a type there are.

@@ -89,15 +89,15 @@ pub fn check_password(password: &str, username: &str) -> Result<(), PasswordIssu
     }
     let plain: String = password.to_lowercase().chars().filter(|c| c.is_alphanumeric()).collect();
     let stem = plain.trim_matches(|c: char| c.is_ascii_digit());
+    let name: String = username.to_lowercase().chars().filter(|c| c.is_alphanumeric()).collect();
+    if !name.is_empty() && is_made_of(stem, name.trim_matches(|c: char| c.is_ascii_digit())) {
+        return Err(PasswordIssue::Name);
+    }
     if stem.is_empty() && counts(&plain)
         || repeats(&plain)
         || COMMON.iter().any(|common| is_made_of(stem, common))
     {
         return Err(PasswordIssue::Common);
-    }
-    let name: String = username.to_lowercase().chars().filter(|c| c.is_alphanumeric()).collect();
-    if !name.is_empty() && is_made_of(stem, name.trim_matches(|c: char| c.is_ascii_digit())) {
-        return Err(PasswordIssue::Name);
     }
     Ok(())
 }

@@ -215,7 +215,7 @@ async fn a_chain_that_was_computed_anew_is_found_by_its_witnesses() {
     };
     let report = sealed.verify(&[forged]).await;
     assert_eq!(kinds(&report), ["signature"]);
-    assert!(sealed.kit.store.has_link(1, &[9; 32]).await.unwrap() == false);
+    assert!(!sealed.kit.store.has_link(1, &[9; 32]).await.unwrap());
     let said = audit::open_checkpoint(&witnesses[0], |key| *key == sealed.state_key.public()).unwrap();
     assert!(sealed.kit.store.has_link(said.link, &said.digest).await.unwrap());
 }
