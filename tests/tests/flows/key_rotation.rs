@@ -89,10 +89,8 @@ fn manual_updates() {
     });
     step("Broker records key transition", || {
         assert!(world.controller.events("key_replaced") > 0 || world.controller.events("key_rotated") > 0);
-        assert!(
-            items(&world.controller, "audit")
-                .iter()
-                .any(|entry| entry["target"] == name.as_str() && entry["action"] != "create")
-        );
+        assert!(items(&world.controller, "audit").iter().any(|entry| entry["target"]
+            == format!("default/{name}").as_str()
+            && entry["action"] == "rotate"));
     });
 }

@@ -4,13 +4,20 @@ use horizon_tests::products::World;
 
 use crate::kit::{Seen, items, soon, step};
 
-/// Beats as often as the policy allows, so that the test need not wait for half a minute at each.
+/// Beats and challenges often, so that the test need not wait for minutes at each.
 const POLICY: &str = "apiVersion = \"horizon.dev/v1alpha1\"\nkind = \"SecurityPolicy\"\nmetadata.name = \"default\"\n\
-                      [spec]\nheartbeatInterval = \"5s\"\n";
+                      [spec]\nheartbeatInterval = \"5s\"\nchallengeInterval = \"10s\"\n";
 
 #[test]
 fn ongoing_communication_and_verification() {
-    let world = World::for_test().unwrap();
+    let mut world = World::for_test().unwrap();
+    world.controller.put("security.toml", POLICY).unwrap();
+    let accepted = || world.controller.condition("securitypolicy", "default", "Accepted");
+    soon("the policy holds", || accepted() == Some(true));
+    // When the next challenge comes was settled with the last one: a reconnection brings one, and the new interval.
+    world.appliance.process().unwrap().kill().unwrap();
+    world.appliance.start().unwrap();
+    world.appliance.wait_until_applied().unwrap();
     let controller = &world.controller;
     let beats = || -> u64 {
         controller.row("SELECT CAST(COUNT(*) AS TEXT) FROM heartbeats").unwrap().parse().unwrap()
@@ -22,12 +29,11 @@ fn ongoing_communication_and_verification() {
         let explained =
             std::fs::read_to_string(horizon_tests::products::repository().join("docs/reference.md")).unwrap();
         assert!(explained.contains("heartbeatInterval"), "the interval is a setting");
-        controller.put("security.toml", POLICY).unwrap();
         let begin = beats();
         soon("two more beats", || beats() >= begin + 2);
     });
     step("Server includes HMAC signature using verification secret", || {
-        assert_eq!(controller.events("wrong_hmac"), 0);
+        assert_eq!(controller.events("heartbeat_failed"), 0);
         let sql = "SELECT CAST(heartbeat_counter AS TEXT) FROM servers";
         let counter: u64 = controller.row(sql).unwrap().parse().unwrap();
         assert!(counter > 0, "each counts on");
@@ -51,8 +57,9 @@ fn ongoing_communication_and_verification() {
         soon("questions of several types", || controller.row(asked).unwrap().parse::<u64>().unwrap() >= 2);
     });
     step("Server responds to challenges using verification secret", || {
-        let right = "SELECT CAST(COUNT(*) AS TEXT) FROM verification_challenges WHERE challenge_type = 'hmac' \
-                     AND verification_success";
+        // Each of these is answered under the secret.
+        let right = "SELECT CAST(COUNT(*) AS TEXT) FROM verification_challenges WHERE verification_success \
+                     AND challenge_type IN ('hmac', 'public_key', 'identity_verification')";
         soon("the answer is right", || controller.row(right).as_deref() != Some("0"));
         assert_eq!(controller.events("challenge_failed"), 0);
     });

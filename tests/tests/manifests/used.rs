@@ -61,6 +61,27 @@ fn everything(cluster: &Cluster) {
         }))
         .unwrap();
     declare_more(cluster);
+    let keys = || kube.get(["secret/horizon-keys", "-n", SYSTEM]).unwrap()["data"].clone();
+    let before = keys();
+    for (kind, name, spec) in [
+        ("RotationPolicy", "quarterly", json!({ "target": "personalKeys", "every": "90d" })),
+        (
+            "KeyRotation",
+            "tls-now",
+            json!({ "target": "controllerKeys", "names": ["tls"], "type": "emergency", "reason": "a test" }),
+        ),
+        (
+            "DeviceDecision",
+            "not-here",
+            json!({ "device": "0198c5c0-7a3e-7cc1-9f5e-2b1de8a7f001", "decision": "block", "reason": "a test" }),
+        ),
+    ] {
+        let document = json!({
+            "apiVersion": "horizon.dev/v1alpha1", "kind": kind, "metadata": { "name": name }, "spec": spec,
+        });
+        cluster.apply(&document).unwrap();
+    }
+    eventually("the Secret has the new key", || (keys() != before).then_some(())).unwrap();
     for object in kube.get(["horizon", "-n", NAMESPACE]).unwrap()["items"].as_array().unwrap() {
         let name = format!("{}/{}", text(object, "/kind"), text(object, "/metadata/name"));
         status(&name, "/status/conditions/0/type");
