@@ -12,8 +12,11 @@ const POLICY: &str = "apiVersion = \"horizon.dev/v1alpha1\"\nkind = \"SecurityPo
 fn ongoing_communication_and_verification() {
     let mut world = World::for_test().unwrap();
     world.controller.put("security.toml", POLICY).unwrap();
-    let accepted = || world.controller.condition("securitypolicy", "default", "Accepted");
-    soon("the policy holds", || accepted() == Some(true));
+    let policy = ("securitypolicy", "default", "Accepted");
+    soon("the policy holds", || {
+        world.controller.get(policy.0, policy.1).is_ok()
+            && world.controller.condition(policy.0, policy.1, policy.2) == Some(true)
+    });
     // When the next challenge comes was settled with the last one: a reconnection brings one, and the new interval.
     world.appliance.process().unwrap().kill().unwrap();
     world.appliance.start().unwrap();
