@@ -357,12 +357,12 @@ async fn the_capability_is_checked_through_itself() {
     let toml = BASICS.replacen("[resource.spec]\n", &format!("[resource.spec]\ntunnel.port = {port}\n"), 1);
     let settings = ChannelSettings {
         challenge_pace: Some(Duration::from_millis(60)),
-        probe_patience: Duration::from_millis(200),
+        probe_patience: Duration::from_secs(1),
         ..ChannelSettings::default()
     };
     let controller = Controller::with(&toml, settings).await;
     let mut capable = Capable::enrol(&controller).await;
-    let (tunnel, mut answers, mut expected) = (Arc::new(tunnel), true, None::<Vec<u8>>);
+    let (tunnel, mut answers, mut failed, mut expected) = (Arc::new(tunnel), true, 0, None::<Vec<u8>>);
     tunnel.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     loop {
         match capable.appliance.next().await.expect("the controller ended the conversation") {
@@ -401,9 +401,13 @@ async fn the_capability_is_checked_through_itself() {
             other => panic!("unexpected {other:?}"),
         }
         let all = challenges(&controller, &capable.appliance).await;
-        // Once it worked, the port is closed.
-        answers = !all.contains(&("capability_check".to_owned(), true));
-        if all.contains(&("capability_check".to_owned(), false)) {
+        let checks =
+            |right: bool| all.iter().filter(|c| **c == ("capability_check".to_owned(), right)).count();
+        // Once it worked, the port is closed. On a busy machine one may have come too late before.
+        if answers && checks(true) > 0 {
+            (answers, failed) = (false, checks(false));
+        }
+        if !answers && checks(false) > failed {
             break;
         }
     }
