@@ -83,21 +83,8 @@ struct Known {
 }
 
 /// Delivers, while this replica leads, until it is to stop.
-pub async fn run(delivery: Delivery, mut stop: Stop) {
-    let mut standing = delivery.leadership.subscribe();
-    loop {
-        let leads = async { standing.wait_for(|standing| standing.epoch().is_some()).await.is_ok() };
-        tokio::select! {
-            goes_on = leads => if !goes_on { return },
-            () = stop.requested() => return,
-        }
-        let leads_no_more = async { standing.wait_for(|standing| standing.epoch().is_none()).await.is_ok() };
-        tokio::select! {
-            () = delivery.lead() => return,
-            goes_on = leads_no_more => if !goes_on { return },
-            () = stop.requested() => return,
-        }
-    }
+pub async fn run(delivery: Delivery, stop: Stop) {
+    delivery.leadership.while_leading(stop, || delivery.lead()).await;
 }
 
 /// Where a key stands.

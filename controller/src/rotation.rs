@@ -55,21 +55,8 @@ pub struct Rotation {
 }
 
 /// Works, while this replica leads, until it is to stop.
-pub async fn run(rotation: Rotation, mut stop: Stop) {
-    let mut standing = rotation.leadership.subscribe();
-    loop {
-        let leads = async { standing.wait_for(|standing| standing.epoch().is_some()).await.is_ok() };
-        tokio::select! {
-            goes_on = leads => if !goes_on { return },
-            () = stop.requested() => return,
-        }
-        let leads_no_more = async { standing.wait_for(|standing| standing.epoch().is_none()).await.is_ok() };
-        tokio::select! {
-            () = rotation.lead() => return,
-            goes_on = leads_no_more => if !goes_on { return },
-            () = stop.requested() => return,
-        }
-    }
+pub async fn run(rotation: Rotation, stop: Stop) {
+    rotation.leadership.while_leading(stop, || rotation.lead()).await;
 }
 
 /// A rotation that a look wants to begin.

@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::watch;
 
 use super::election::Moment;
-use crate::store::LeaderEpoch;
+use crate::{stop::Stop, store::LeaderEpoch};
 
 /// What this replica is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -97,6 +97,26 @@ impl Leadership {
     /// Ends when somebody was told that it is [fenced](Self::fenced).
     pub(super) async fn deposed(&self) {
         self.0.deposed.notified().await;
+    }
+
+    /// Does `work` while this replica leads, anew whenever it begins to, until it is to stop or the work ends by itself.
+    /// Work that is under way when the leadership ends is dropped.
+    pub(crate) async fn while_leading<W: Future<Output = ()>>(&self, mut stop: Stop, work: impl Fn() -> W) {
+        let mut standing = self.subscribe();
+        loop {
+            let leads = async { standing.wait_for(|standing| standing.epoch().is_some()).await.is_ok() };
+            tokio::select! {
+                goes_on = leads => if !goes_on { return },
+                () = stop.requested() => return,
+            }
+            let leads_no_more =
+                async { standing.wait_for(|standing| standing.epoch().is_none()).await.is_ok() };
+            tokio::select! {
+                () = work() => return,
+                goes_on = leads_no_more => if !goes_on { return },
+                () = stop.requested() => return,
+            }
+        }
     }
 
     pub(crate) fn leading(&self, epoch: LeaderEpoch, until: Moment) {

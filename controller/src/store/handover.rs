@@ -25,7 +25,7 @@ use super::{
 /// How often a code may be tried.
 const MAX_ATTEMPTS: u32 = 5;
 /// For how long a hand-over may be open at most.
-pub const MAX_HANDOVER: SignedDuration = SignedDuration::from_hours(7 * 24);
+const MAX_HANDOVER: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// Characters of a code, of 5 bits each: with five tries, one in 200 thousand million is guessed.
 const CODE_CHARACTERS: usize = 8;
 

@@ -97,7 +97,7 @@ pub use expiry::KeyNewsFacts;
 pub use factors::FactorRecord;
 pub use facts::ServerRecord;
 pub use flag::Flag;
-pub use handover::{Claim, ClaimError, HandoverError, MAX_HANDOVER, NewHandover};
+pub use handover::{Claim, ClaimError, HandoverError, NewHandover};
 pub use heartbeat::{
     Beat, BeatHistory, BeatOutcome, HeartbeatOptions, Heartbeats, RETENTION as BEAT_RETENTION,
 };

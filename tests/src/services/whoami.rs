@@ -72,6 +72,30 @@ impl Probe {
         anyhow::bail!("nothing changed for the probe within {limit:?}")
     }
 
+    /// Sends until `settled`, which is asked twice a second, and returns how long the longest silence was. That of the end
+    /// counts too, and so does asking, which sends nothing meanwhile. Every packet must be seen under `source`.
+    pub fn longest_silence(
+        &mut self,
+        limit: Duration,
+        source: IpAddr,
+        mut settled: impl FnMut() -> bool,
+    ) -> Result<Duration> {
+        const LOOK: Duration = Duration::from_millis(500);
+        let (mut last, mut longest, mut next_look) = (Instant::now(), Duration::ZERO, Instant::now());
+        self.watch(limit, |seen| {
+            if let Some(seen) = seen {
+                assert_eq!(seen.source, source, "a packet left beside the tunnel");
+                longest = longest.max(seen.came.duration_since(last));
+                last = seen.came;
+            }
+            if Instant::now() < next_look {
+                return None;
+            }
+            next_look = Instant::now() + LOOK;
+            settled().then(|| longest.max(last.elapsed()))
+        })
+    }
+
     fn read(&self, answer: &[u8]) -> Option<Seen> {
         let number = u32::from_be_bytes(*answer.first_chunk()?);
         let source = Ipv4Addr::from(*answer.get(4..)?.first_chunk::<4>()?);
