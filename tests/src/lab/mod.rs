@@ -21,6 +21,10 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// The last octet of the first host's address.
 const FIRST_HOST: u8 = 10;
 
+/// The hardware address of every switch. A bridge without one of its own borrows a port's, which goes with that port's
+/// host: the others would send to it, and lose everything, until they ask anew.
+const BRIDGE_ADDRESS: &str = "02:00:00:00:00:01";
+
 /// A small internet: one switch ("the internet") to which public hosts and the routers of homes are joined.
 ///
 /// ```text
@@ -47,7 +51,7 @@ impl Lab {
         let dir = tempfile::Builder::new().prefix("horizon-lab-").tempdir()?;
         let path = dir.path().to_owned();
         let internet = Host::new("internet", &path)?;
-        internet.ip("link add br0 type bridge")?;
+        internet.ip(&format!("link add br0 address {BRIDGE_ADDRESS} type bridge"))?;
         internet.ip("link set br0 up")?;
         internet.ip("addr add 203.0.113.1/24 dev br0")?;
         internet.ip("addr add 2001:db8:1::1/64 dev br0 nodad")?;
@@ -107,7 +111,7 @@ impl Lab {
         let n = self.next_home;
         self.next_home = n.checked_add(1).context("the lab has no more home networks")?;
         let v6_network = format!("2001:db8:{:x}::", 0x100 + u16::from(n));
-        router.ip("link add lan type bridge")?;
+        router.ip(&format!("link add lan address {BRIDGE_ADDRESS} type bridge"))?;
         router.ip("link set lan up")?;
         router.ip(&format!("addr add 192.168.{n}.1/24 dev lan"))?;
         router.ip(&format!("addr add {v6_network}1/64 dev lan nodad"))?;

@@ -19,7 +19,8 @@ fn client_connection_process() {
     step("Client provides personal key to broker", || laptop.add_key(&key).unwrap());
     step("Broker validates key and checks rotation status", || {
         assert_eq!(count(&world, "personal_keys WHERE status = 'active' AND key_hash IS NOT NULL"), "1");
-        let mangled = format!("{}x", &key[..key.len() - 1]);
+        let swapped = if key.ends_with('x') { 'y' } else { 'x' };
+        let mangled = format!("{}{swapped}", &key[..key.len() - 1]);
         laptop.cli(["key", "add"]).stdin(format!("{mangled}\n")).refused().unwrap();
     });
     step("Broker recognizes device if previously used", || {
