@@ -65,10 +65,11 @@ generate: setup ## write crds/yaml, docs/reference.md and the protobuf messages 
 	@$(CARGO) run --locked -q -p horizon-crds --bin crdgen
 	@HORIZON_REGENERATE=1 $(CARGO) test --locked -q -p horizon-wire --test generated
 
-bench: setup-bench kubernetes ## measure; tables on the terminal, figures in target/bench
+# BENCH names some of: start edits connect throughput idle store kubernetes security fleet.
+bench: setup-bench kubernetes ## measure (BENCH="security store": only these); tables on the terminal, figures in target/bench
 	@echo "Building with full optimisation: about 10 minutes on 2 cores the first time."
 	@$(CARGO) build --locked --profile dist --workspace --bins --example store_bench
-	@$(TARGET)/dist/horizon-bench --out $(TARGET)/bench
+	@$(TARGET)/dist/horizon-bench --out $(TARGET)/bench $(BENCH)
 
 dist: setup ## a tarball of release programs for a second host
 	@$(CARGO) build --locked --profile dist --workspace --bins

@@ -61,6 +61,7 @@ services() { # what the tests start themselves; no daemon of the machine is used
     need redis-sentinel redis-sentinel
     need redis-cli redis-tools
     need openssl openssl
+    need softhsm2-util softhsm2 # a hardware security module in software
     set -- /usr/lib/*/faketime/libfaketimeMT.so.1
     [ -e "$1" ] || need libfaketimeMT.so.1 libfaketime
     need go golang-go # any from 1.19 on: it fetches the version that tests/kubernetes/go.mod names

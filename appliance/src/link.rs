@@ -10,7 +10,7 @@ use std::{
 
 use horizon_appliance_core::{Backoff, Beats, Secrets};
 use horizon_channel::{Channel, ConnectError, ConnectOptions, RequestError, Requests, connect};
-use horizon_model::{Capability, Digest, Factor, Incarnation, Secret};
+use horizon_model::{Capability, Digest, Factor, Incarnation, Secret, SessionId};
 use horizon_wire::{
     Message as _, audit, challenge, convert,
     key::SigningKey,
@@ -96,6 +96,8 @@ pub(crate) enum Heard {
     State(proto::Envelope),
     /// A probe is coming.
     DialBack(Announced),
+    /// What goes through a session is to be reported at once.
+    Check(SessionId),
     /// A heartbeat was acknowledged.
     Acknowledged,
     /// A heartbeat or a challenge's answer was refused.
@@ -383,6 +385,10 @@ impl Link {
                 let digest = announced.digest[..].try_into().map(Announced::Digest);
                 let announced = nonce.or(digest).map_err(|_| LinkError::Unexpected)?;
                 self.tell(Heard::DialBack(announced)).await?;
+            }
+            Said::CheckSession(asked) => {
+                let session = SessionId::from_slice(&asked.session).ok_or(LinkError::Unexpected)?;
+                self.tell(Heard::Check(session)).await?;
             }
             Said::GoElsewhere(go) => return Err(LinkError::GoElsewhere(go.addresses)),
             Said::Refused(refused) => self.tell(Heard::Refused(refused.into())).await?,

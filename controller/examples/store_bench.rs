@@ -221,10 +221,31 @@ async fn populate(store: &Store, servers: usize) -> Result<Vec<Appliance>> {
             address: [127, 0, 0, 1].into(),
         };
         let server = store.register_server(&request, now).await?.server;
-        let lease = store.take_channel(server, REPLICA, RUN, None, now).await?.context("nobody holds it")?;
+        let attached = store.attach(&attachment(server, PublicKey(key), None), now).await?;
+        let lease = attached.context("nobody holds it")?.lease;
         fleet.push(Appliance { server, key: PublicKey(key), lease });
     }
     Ok(fleet)
+}
+
+fn attachment(server: ServerId, key: PublicKey, expected: Option<ChannelLease>) -> Attachment {
+    Attachment {
+        server,
+        replica: REPLICA,
+        incarnation: RUN,
+        expected,
+        key,
+        address: [127, 0, 0, 1].into(),
+        version: "0".into(),
+        capabilities: vec![Capability::Vpn],
+        held: AppliedState {
+            epoch: 1,
+            generation: 0,
+            digest: None,
+            problems: Vec::new(),
+            addresses: Vec::new(),
+        },
+    }
 }
 
 fn beat(appliance: &Appliance, counter: usize) -> Beat {
@@ -321,23 +342,7 @@ async fn operations(bench: Bench, database: Database, servers: usize) -> Result<
     measure!("attach", 1, |store, fleet, n| {
         let a = &fleet[n % fleet.len()];
         let holder = store.channel_of(a.server).await?.map(|holder| holder.lease);
-        let attachment = Attachment {
-            server: a.server,
-            replica: REPLICA,
-            incarnation: RUN,
-            expected: holder,
-            key: a.key,
-            address: [127, 0, 0, 1].into(),
-            version: "0".into(),
-            capabilities: vec![Capability::Vpn],
-            held: AppliedState {
-                epoch: 1,
-                generation: 0,
-                digest: None,
-                problems: Vec::new(),
-                addresses: Vec::new(),
-            },
-        };
+        let attachment = attachment(a.server, a.key, holder);
         store.attach(&attachment, Timestamp::now()).await?.context("nobody else takes it")?
     });
     let many: Vec<Change> = (0..RESOURCES).flat_map(|n| changes(&user(&format!("m{n}"), 0))).collect();

@@ -4,13 +4,15 @@
 -- horizon_reader  reads, for reports, what holds no secret, and of that only the rows of namespaces it was given: whoever is a
 --                 member of horizon_reader_NAMESPACE too. Membership is not for the member to change.
 --
+-- horizon_backup  reads all rows and changes nothing: for copies, in which what is secret stays sealed.
+--
 -- A role that does not exist is made if the migrating role may make roles, and left out otherwise. Both are for others to
 -- log in as members of.
 DO $$
 DECLARE
     wanted TEXT;
 BEGIN
-    FOREACH wanted IN ARRAY ARRAY['horizon_run', 'horizon_reader'] LOOP
+    FOREACH wanted IN ARRAY ARRAY['horizon_run', 'horizon_reader', 'horizon_backup'] LOOP
         IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = wanted) THEN
             BEGIN
                 EXECUTE format('CREATE ROLE %I NOLOGIN', wanted);
@@ -36,14 +38,17 @@ BEGIN
         GRANT SELECT, INSERT, UPDATE, DELETE ON admin_recovery_codes, role_permissions, user_roles, admin_sessions,
             token_keys, token_blacklist, idempotency_keys TO horizon_run;
         GRANT SELECT, INSERT, UPDATE ON keysets, keyset_rotations TO horizon_run;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON data_keys, envelope_keys, data_key_wraps, envelope_holders TO horizon_run;
+        GRANT SELECT, INSERT, UPDATE ON envelope_rotations TO horizon_run;
         GRANT SELECT, INSERT, DELETE ON keyset_holders TO horizon_run;
         GRANT SELECT, INSERT ON audit_logs, audit_links, audit_checkpoints, heartbeats TO horizon_run;
         GRANT SELECT, INSERT, DELETE ON security_events TO horizon_run;
-        GRANT UPDATE (handled_at, handled_by, resolution_notes, noticed) ON security_events TO horizon_run;
+        GRANT UPDATE (handled_at, handled_by, resolution_notes, noticed, source_ip) ON security_events TO horizon_run;
         GRANT SELECT, INSERT, UPDATE, DELETE ON detector_baselines, anomaly_detection, anomaly_feedback, blocked_ips,
             notifications, notification_deliveries, scheduled_tasks, reports, service_status TO horizon_run;
         GRANT SELECT, INSERT, UPDATE ON flags TO horizon_run;
-        GRANT EXECUTE ON FUNCTION horizon_make_partitions(), horizon_drop_partitions(TEXT, BIGINT) TO horizon_run;
+        GRANT EXECUTE ON FUNCTION horizon_make_partitions(), horizon_drop_partitions(TEXT, BIGINT),
+            horizon_forget_sessions(BIGINT, BIGINT) TO horizon_run;
     END IF;
 
     IF EXISTS (SELECT 1 FROM pg_roles WHERE rolname = 'horizon_run')
@@ -73,6 +78,14 @@ BEGIN
             USING (EXISTS (SELECT 1 FROM servers s WHERE s.server_id = connections.server_id));
         CREATE POLICY reading ON connection_metrics FOR SELECT TO horizon_reader
             USING (EXISTS (SELECT 1 FROM connections c WHERE c.connection_id = connection_metrics.connection_id));
+    END IF;
+
+    IF EXISTS (SELECT 1 FROM pg_roles WHERE rolname = 'horizon_backup') THEN
+        EXECUTE format('GRANT SELECT ON ALL TABLES IN SCHEMA %I TO horizon_backup', current_schema());
+        FOREACH wanted IN ARRAY ARRAY['resources', 'resource_status', 'servers', 'connections', 'connection_metrics'] LOOP
+            EXECUTE format('DROP POLICY IF EXISTS backing_up ON %I', wanted);
+            EXECUTE format('CREATE POLICY backing_up ON %I FOR SELECT TO horizon_backup USING (true)', wanted);
+        END LOOP;
     END IF;
 END
 $$;

@@ -35,7 +35,7 @@ use crate::{
     deliver::{self, Delivery},
     engine::{Engine, EngineOptions, EngineParts, InForce},
     geo::Geo,
-    keys::Rotator,
+    keys::{Home, Rotator},
     kubernetes, log,
     metrics::{self, Health, Metrics},
     replica::{Campaign, Roll},
@@ -89,6 +89,33 @@ pub async fn migrate(config: &Config) -> Result<MigrationReport, RunError> {
 /// When what says where it is cannot be read.
 pub fn database(config: &Config) -> Result<Database, RunError> {
     world::database(config)
+}
+
+/// The database of the settings, for whoever makes tables in it.
+///
+/// # Errors
+/// When what says where it is cannot be read.
+pub fn restore_database(config: &Config) -> Result<Database, RunError> {
+    match config.database_url_file {
+        None => world::database(config),
+        Some(_) => world::migration_database(config),
+    }
+}
+
+/// Where the keys of the settings lie.
+///
+/// # Errors
+/// When nothing leads to Kubernetes, where they are.
+pub async fn keys_home(config: &Config) -> Result<Home, RunError> {
+    world::home(config).await
+}
+
+/// Keeps other controllers from the data directory until the file is dropped.
+///
+/// # Errors
+/// When another has it.
+pub fn lock_data(config: &Config) -> Result<std::fs::File, RunError> {
+    world::lock(&config.data)
 }
 
 /// A running controller.
@@ -233,6 +260,8 @@ impl App {
             desired: Arc::new(engine.clone()),
             replica: world.replica,
             metrics: metrics.clone(),
+            bus: world.bus_key.clone(),
+            envelope: world.envelope.clone(),
         };
         parts.add("rotation of keys", rotator.run(stop.clone()));
         let channel = listen::listen(&config, |listen| ChannelOptions {

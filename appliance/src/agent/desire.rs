@@ -73,6 +73,7 @@ impl Agent {
                     self.outbox.seen(nonce);
                 }
             }
+            Heard::Check(session) => self.report_of(session),
             Heard::Acknowledged => {
                 self.controller.last_heartbeat = Some(now);
                 self.controller.refused = None;

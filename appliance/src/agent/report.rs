@@ -5,6 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use horizon_model::{ApplianceReport, Digest, EntryProblem, SessionId, SessionUsage, Violation};
 use horizon_wire::convert::MAX_LIST;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::{Agent, REPORT};
 use crate::{link::Held, outbox::MAX_VIOLATIONS, tunnel};
@@ -37,6 +38,13 @@ impl Agent {
     pub(super) fn report_within(&mut self, delay: Duration) {
         let at = Instant::now() + delay;
         self.report_at = Some(self.report_at.map_or(at, |planned| planned.min(at)));
+    }
+
+    /// Reports at once, and of this session among others.
+    pub(super) fn report_of(&mut self, session: SessionId) {
+        // As if the last report had ended just before it.
+        self.last_reported = session.0.as_u128().checked_sub(1).map(|n| SessionId(Uuid::from_u128(n)));
+        self.report(true);
     }
 
     /// Reports if anything changed, or in any case.

@@ -55,9 +55,12 @@ pub enum Request {
         /// Whether the connection stays without [`Request::Confirm`] although `ssh_peer` is set.
         #[serde(default)]
         confirmed: bool,
-        /// Whether another server is used when this one stays away.
+        /// Whether another server must be used when this one stays away.
         #[serde(default)]
         failover: bool,
+        /// Whether one is used where the organisation allows it.
+        #[serde(default)]
+        failover_liked: bool,
     },
     /// Keeps a connection that would otherwise be reverted. Answered by [`Reply::Status`].
     Confirm,
@@ -297,6 +300,7 @@ mod tests {
                     ssh_peer: Some("192.0.2.7".parse().unwrap()),
                     confirmed: false,
                     failover: false,
+                    failover_liked: false,
                 },
             ),
         ] {

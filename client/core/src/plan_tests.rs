@@ -36,6 +36,7 @@ pub(crate) fn ticket(networks: &[(u16, &[&str], &[&str])]) -> Ticket {
         capabilities: Vec::new(),
         mtu: 1420,
         issued: Timestamp::UNIX_EPOCH,
+        failover: horizon_model::Failover::Allowed,
     }
 }
 

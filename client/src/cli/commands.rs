@@ -42,7 +42,8 @@ pub(super) fn connect(socket: &Path, connect: &Connect) -> Result<(), Failure> {
         take_over,
         ssh_peer,
         confirmed: connect.yes,
-        failover: connect.failover || failover,
+        failover: connect.failover,
+        failover_liked: failover,
     };
     let reply = match ask(socket, &request(None), progress) {
         Err(failure) if failure.kind == FailureKind::Conflict => {

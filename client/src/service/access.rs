@@ -3,6 +3,7 @@
 
 use std::{ffi::CString, fs, io, os::unix::fs::PermissionsExt, path::Path};
 
+use horizon_client_core::ipc::Request;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use thiserror::Error;
 
@@ -35,6 +36,16 @@ impl Access {
         uid.is_root()
             || self.owner == Some(uid)
             || self.group.is_some_and(|group| group == Gid::from_raw(gid) || is_member(uid, group))
+    }
+
+    /// Whether a peer that may speak may ask this. A personal key adds devices in its user's name: who may only use the
+    /// connection is not given it.
+    pub(super) fn grants(&self, uid: u32, request: &Request) -> bool {
+        let uid = Uid::from_raw(uid);
+        match request {
+            Request::TakeKey | Request::KeyTaken { .. } => uid.is_root() || self.owner == Some(uid),
+            _ => true,
+        }
     }
 
     /// Sets the owner and mode of the socket.
@@ -83,6 +94,17 @@ mod tests {
         assert!(owned.allows(1001, 2000));
         assert!(!owned.allows(1001, 1001));
         assert!(owned.allows(0, 0));
+    }
+
+    #[test]
+    fn members_of_the_group_are_not_given_the_personal_key() {
+        let access = Access::new(Some("1000"), Some("2000")).unwrap();
+        assert!(access.allows(1001, 2000) && access.grants(1001, &Request::Status));
+        assert!(!access.grants(1001, &Request::TakeKey));
+        let id = horizon_model::KeyId(uuid::Uuid::from_u128(1));
+        assert!(!access.grants(1001, &Request::KeyTaken { id }));
+        assert!(access.grants(1000, &Request::TakeKey) && access.grants(0, &Request::TakeKey));
+        assert!(!Access::new(None, Some("2000")).unwrap().grants(1001, &Request::TakeKey));
     }
 
     #[test]

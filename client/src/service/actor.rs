@@ -1,6 +1,11 @@
 //! The service's one decision-making task: it owns the state machine, feeds it everything that happens, and hands out
 //! what it asks for.
 
+mod asking;
+mod keys;
+mod sharing;
+mod telling;
+
 use std::{
     future::pending,
     net::IpAddr,
@@ -9,31 +14,26 @@ use std::{
 };
 
 use horizon_client_core::{
-    failure::{Failure, FailureKind},
-    ipc::{KeyText, Message, Progress, Reply, Request},
-    session::{Answer, Effect, Event, Machine, Path, Phase, Wish},
-    settings::Settings,
-    status::{DeviceView, KeyNotice, KeyState, SessionView, Status},
+    failure::Failure,
+    ipc::{Message, Progress, Reply, Request},
+    session::{Answer, Effect, Event, Machine, Path, Phase, Wish, WishedFailover},
+    status::{KeyNotice, KeyState},
 };
-use horizon_model::{KeyId, PublicKey, SessionId, Ticket};
+use horizon_model::{PublicKey, SessionId, Ticket};
 use horizon_tunnel::TunnelHandle;
 use horizon_wire::{
-    convert,
     key::SigningKey,
     keyset::Anchor,
-    proto::{self, from_controller, to_controller},
-    token::{Handover, PersonalKey},
+    proto::{self, to_controller},
 };
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    answers::{measure, open_ticket, server_views, unreadable},
-    data::{PathState, session_id},
-    device,
+    answers::open_ticket,
+    data::PathState,
     link::{Link, LinkEvent},
     server::Call,
-    settings::{self, Kept, Shared},
     store::{Enrolment, Store},
     worker::{Done, Job},
 };
@@ -301,51 +301,6 @@ impl Actor {
         }
     }
 
-    fn request(&self, attempt: u64, server: String, take_over: Option<SessionId>) {
-        let (link, inner, key) = (self.out.link.clone(), self.inner.clone(), self.key);
-        let device = self.enrolment.as_ref().map(|e| e.device);
-        tokio::spawn(async move {
-            let take_over = take_over.map(|s| s.as_bytes().to_vec()).unwrap_or_default();
-            let message = to_controller::Message::RequestSession(proto::RequestSession { server, take_over });
-            let answer = match link.ask(message).await {
-                Ok((from_controller::Message::Ticket(envelope), keyset)) => {
-                    open_ticket(&envelope, &keyset, &key, device)
-                        .map(|ticket| Box::new(Granted { ticket, envelope }))
-                        .map_err(Answer::Failed)
-                }
-                Ok((from_controller::Message::Conflict(conflict), _)) => {
-                    Err(convert::decode_conflict(conflict)
-                        .map_or_else(|_| Answer::Failed(unreadable()), Answer::Conflict))
-                }
-                Ok(_) => Err(Answer::Failed(unreadable())),
-                Err(failure) => Err(Answer::Failed(failure)),
-            };
-            // Nobody listens any more only when the service ends.
-            let _ = inner.send(Internal::Answered { attempt, answer }).await;
-        });
-    }
-
-    /// Looks for an available server that offers what the session in use was granted.
-    fn find(&self, attempt: u64, instead_of: String) {
-        let (link, inner) = (self.out.link.clone(), self.inner.clone());
-        let granted = self.current.as_ref().map(|c| c.ticket.capabilities.clone()).unwrap_or_default();
-        tokio::spawn(async move {
-            let answer = link.ask(to_controller::Message::ListServers(proto::ListServers {})).await;
-            let server = match answer {
-                Ok((from_controller::Message::Servers(list), _)) => {
-                    server_views(list).unwrap_or_default().into_iter().find(|server| {
-                        server.available
-                            && server.name != instead_of
-                            && granted.iter().all(|capability| server.capabilities.contains(capability))
-                    })
-                }
-                _ => None,
-            };
-            // Nobody listens any more only when the service ends.
-            let _ = inner.send(Internal::Found { attempt, server: server.map(|s| s.name) }).await;
-        });
-    }
-
     fn internal(&mut self, internal: Internal) {
         match internal {
             Internal::Answered { attempt, answer } => {
@@ -389,6 +344,7 @@ impl Actor {
     fn link(&mut self, event: LinkEvent) {
         let (session, reason) = match event {
             LinkEvent::Ended { session, reason } => (session, reason),
+            LinkEvent::Check(session) => return self.check_session(session),
             LinkEvent::Key(notice) => {
                 tracing::info!(state = ?notice.state, "{}", notice.message);
                 self.key_notice = Some(notice).filter(|notice| notice.state != KeyState::Fine);
@@ -434,9 +390,14 @@ impl Actor {
             Request::Status => self.report_status(answer),
             Request::Servers => self.servers(answer),
             Request::AddKey { key, name } => self.add_key(&key, name.as_deref(), answer),
-            Request::Connect { server, take_over, ssh_peer, confirmed, failover } => {
+            Request::Connect { server, take_over, ssh_peer, confirmed, failover, failover_liked } => {
                 let confirm_within = (ssh_peer.is_some() && !confirmed).then_some(self.confirm_within);
                 self.ssh_peer = ssh_peer;
+                let failover = match (failover, failover_liked) {
+                    (true, _) => WishedFailover::Asked,
+                    (false, true) => WishedFailover::Liked,
+                    (false, false) => WishedFailover::No,
+                };
                 let wish = Wish { server, take_over, confirm_within, failover };
                 let result = self.machine.handle_connect(Instant::now(), wish);
                 self.await_phase(result, true, answer);
@@ -483,225 +444,19 @@ impl Actor {
         }
     }
 
-    fn add_key(&mut self, text: &KeyText, name: Option<&str>, to: mpsc::Sender<Message>) {
-        let key = match PersonalKey::decode(text.expose()) {
-            Ok(key) => key,
-            Err(error) => {
-                let remedy = "paste the whole string you were given; it starts with 'hzn-key-'";
-                let failure =
-                    Failure::new(FailureKind::Usage, format!("that is no personal key: {error}"), remedy);
-                return send(&to, Message::Failed(failure));
-            }
-        };
-        if let Err(failure) = self.machine.handle_enrol(Instant::now()) {
-            return send(&to, Message::Failed(failure));
+    /// Answers the controller's question about a session: what went through it, or that it is not in use here.
+    fn check_session(&self, session: SessionId) {
+        if self.machine.session() == Some(session) && self.machine.phase() == Phase::Connected {
+            return self.report_session();
         }
-        let (link, inner, info) = (self.out.link.clone(), self.inner.clone(), device::describe(name));
-        tokio::spawn(async move {
-            let result = link.enrol(key, info).await;
-            // Nobody listens any more only when the service ends.
-            let _ = inner.send(Internal::Enrolled { result, to }).await;
-        });
-    }
-
-    /// Fetches a key that is handed over.
-    fn claim_key(&self, text: &KeyText, code: String, to: mpsc::Sender<Message>) {
-        let hand = match Handover::decode(text.expose()) {
-            Ok(hand) => hand,
-            Err(error) => {
-                let remedy = "paste the whole string you were given; it starts with 'hzn-hand-'";
-                let message = format!("that is no hand-over of a key: {error}");
-                return send(&to, Message::Failed(Failure::new(FailureKind::Usage, message, remedy)));
-            }
-        };
         let link = self.out.link.clone();
-        tokio::spawn(async move {
-            let message = match link.claim(hand, code).await {
-                Ok(key) => Message::Done(Reply::Key { key: Some(KeyText::new(key.encode())) }),
-                Err(failure) => Message::Failed(failure),
-            };
-            send(&to, message);
-        });
-    }
-
-    /// Changes the settings here, and then wherever the user has devices.
-    fn set_settings(&self, chosen: Settings, to: mpsc::Sender<Message>) {
-        let kept = if chosen.is_sound() {
-            self.out.store.settings().and_then(|kept| {
-                self.out.store.set_settings(&Kept { changed: true, settings: chosen, ..kept })
-            })
-        } else {
-            let failure =
-                Failure::new(FailureKind::Usage, "these settings break the rules of their names", "");
-            return send(&to, Message::Failed(failure));
+        let report = proto::SessionReport {
+            session: session.as_bytes().to_vec(),
+            connected: false,
+            bytes_sent: 0,
+            bytes_received: 0,
         };
-        match kept {
-            Ok(()) => self.settings(false, to),
-            Err(error) => send(&to, Message::Failed(Failure::failed(error.to_string(), ""))),
-        }
-    }
-
-    /// Brings the settings together with those of the user's other devices, and tells them.
-    fn settings(&self, start_over: bool, to: mpsc::Sender<Message>) {
-        let (link, store, key) = (self.out.link.clone(), self.out.store.clone(), self.out.key.clone());
-        let device = self.enrolment.as_ref().map(|e| e.device);
-        tokio::spawn(async move {
-            let note = match device {
-                None => "this device is not enrolled: they are its own".to_owned(),
-                Some(device) => match settings::share(&link, &store, &key, device, start_over).await {
-                    Ok(Shared::Yes) => String::new(),
-                    Ok(Shared::Waiting) => {
-                        "they wait for another of your devices, which shares their key when its \
-                                            settings are next looked at there"
-                            .to_owned()
-                    }
-                    Err(failure) => format!("they are not shared now: {}", failure.message),
-                },
-            };
-            let message = match store.settings() {
-                Ok(kept) => Message::Done(Reply::Settings { settings: kept.settings, note }),
-                Err(error) => Message::Failed(Failure::failed(error.to_string(), "")),
-            };
-            send(&to, message);
-        });
-    }
-
-    fn kept_settings(&self) -> Message {
-        match self.out.store.settings() {
-            Ok(kept) => Message::Done(Reply::Settings { settings: kept.settings, note: String::new() }),
-            Err(error) => Message::Failed(Failure::failed(error.to_string(), "")),
-        }
-    }
-
-    /// Brings the settings together without anybody waiting for it.
-    fn share_settings(&self) {
-        let (to, _) = mpsc::channel(1);
-        if self.enrolment.is_some() {
-            self.settings(false, to);
-        }
-    }
-
-    /// The personal key that waits for its user.
-    fn waiting_key(&self) -> Message {
-        match self.out.store.delivered() {
-            Ok(key) => Message::Done(Reply::Key { key }),
-            Err(error) => Message::Failed(Failure::failed(error.to_string(), "")),
-        }
-    }
-
-    /// Forgets the personal key that waits, if it is this one: a newer one may have come meanwhile.
-    fn key_taken(&self, id: KeyId) -> Message {
-        let forgotten = self.out.store.delivered().and_then(|waiting| {
-            let same = waiting
-                .and_then(|text| PersonalKey::decode(text.expose()).ok())
-                .is_some_and(|key| key.id == id);
-            if same { self.out.store.clear_delivered() } else { Ok(()) }
-        });
-        match forgotten {
-            Ok(()) => Message::Done(Reply::Key { key: None }),
-            Err(error) => Message::Failed(Failure::failed(error.to_string(), "")),
-        }
-    }
-
-    fn servers(&self, to: mpsc::Sender<Message>) {
-        let link = self.out.link.clone();
-        tokio::spawn(async move {
-            let message = match link.ask(to_controller::Message::ListServers(proto::ListServers {})).await {
-                Ok((from_controller::Message::Servers(list), _)) => match server_views(list) {
-                    Some(servers) => Message::Done(Reply::Servers { servers }),
-                    None => Message::Failed(unreadable()),
-                },
-                Ok(_) => Message::Failed(unreadable()),
-                Err(failure) => Message::Failed(failure),
-            };
-            send(&to, message);
-        });
-    }
-
-    /// Tells the controller what went through the session, so that it can be held against what the appliance counts.
-    fn report_session(&self) {
-        if self.machine.phase() != Phase::Connected {
-            return;
-        }
-        let Some((handle, session)) =
-            self.current.as_ref().and_then(|c| Some((c.handle.clone()?, c.ticket.session)))
-        else {
-            return;
-        };
-        let link = self.out.link.clone();
-        tokio::spawn(async move {
-            let Ok(Ok(snapshot)) = tokio::task::spawn_blocking(move || handle.stats()).await else { return };
-            let Some(found) = snapshot.sessions.iter().find(|s| s.id == session_id(session)) else { return };
-            let report = proto::SessionReport {
-                session: session.as_bytes().to_vec(),
-                connected: found.path.is_some(),
-                bytes_sent: found.counters.bytes_to_peer,
-                bytes_received: found.counters.bytes_from_peer,
-            };
-            link.mention(to_controller::Message::SessionReport(report)).await;
-        });
-    }
-
-    fn report_status(&self, to: mpsc::Sender<Message>) {
-        let mut status = self.status();
-        let asked = self.current.as_ref().and_then(|c| Some((c.handle.clone()?, c.ticket.session)));
-        tokio::spawn(async move {
-            if let (Some((handle, id)), Some(session)) = (asked, &mut status.session)
-                && let Ok(Ok(snapshot)) = tokio::task::spawn_blocking(move || handle.stats()).await
-                && let Some(found) = snapshot.sessions.iter().find(|s| s.id == session_id(id))
-            {
-                measure(session, found);
-            }
-            send(&to, Message::Done(Reply::Status(Box::new(status))));
-        });
-    }
-
-    fn status(&self) -> Status {
-        let now = Instant::now();
-        let session = self.current.as_ref().filter(|_| self.machine.session().is_some()).map(|current| {
-            let ticket = &current.ticket;
-            let seconds = |at: Instant| at.saturating_duration_since(now).as_secs();
-            SessionView {
-                id: ticket.session,
-                since: current.since,
-                seconds: self.machine.granted().map_or(0, |g| (now - g).as_secs()),
-                remote: self.machine.path().map(|p| p.remote),
-                rtt_micros: None,
-                pathless_seconds: self.machine.pathless_since().map(|s| (now - s).as_secs()),
-                confirm_seconds: self.machine.confirm_by().map(seconds),
-                addresses: ticket.networks.iter().flat_map(|n| n.addresses.iter().copied()).collect(),
-                routes: ticket.networks.iter().flat_map(|n| n.routes.iter().copied()).collect(),
-                dns: ticket.dns.clone(),
-                networks: ticket.networks.iter().map(|n| n.name.clone()).filter(|n| !n.is_empty()).collect(),
-                mtu: ticket.mtu,
-                bytes_sent: 0,
-                bytes_received: 0,
-                violations: std::collections::BTreeMap::new(),
-            }
-        });
-        let failure = self.machine.failure().cloned().or_else(|| {
-            let trouble =
-                self.path.trouble.as_ref().filter(|_| self.machine.phase() == Phase::Reconnecting)?;
-            Some(Failure::failed(
-                format!("the path to the server is broken: {trouble}"),
-                "it is tried again and again",
-            ))
-        });
-        Status {
-            phase: self.machine.phase(),
-            failure,
-            device: self.enrolment.as_ref().map(|e| DeviceView {
-                user: e.user.clone(),
-                name: e.name.clone(),
-                id: e.device,
-            }),
-            server: self.machine.server().map(str::to_owned),
-            moved: self.machine.moved().cloned(),
-            session,
-            key_notice: self.key_notice.clone(),
-            controller: self.out.link.view(),
-            version: env!("CARGO_PKG_VERSION").into(),
-        }
+        tokio::spawn(async move { link.mention(to_controller::Message::SessionReport(report)).await });
     }
 }
 

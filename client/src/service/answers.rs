@@ -119,6 +119,7 @@ mod tests {
                 capabilities: Vec::new(),
                 mtu: 1420,
                 issued: Timestamp::UNIX_EPOCH,
+                failover: horizon_model::Failover::Allowed,
             };
             envelope::seal(Context::Ticket, &tickets, convert::encode_ticket(&ticket))
         };

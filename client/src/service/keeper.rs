@@ -365,6 +365,10 @@ impl Keeper {
                 // The receiver goes away only when the service stops.
                 let _ = self.events.send(LinkEvent::Ended { session, reason }).await;
             }
+            from_controller::Message::CheckSession(asked) => {
+                let Some(session) = SessionId::from_slice(&asked.session) else { return };
+                let _ = self.events.send(LinkEvent::Check(session)).await;
+            }
             from_controller::Message::NewKey(new) => self.new_key(&new),
             from_controller::Message::KeyNotice(notice) => self.key_notice(notice).await,
             from_controller::Message::GoElsewhere(elsewhere) => {

@@ -34,6 +34,8 @@ pub(super) enum LinkEvent {
         /// Why.
         reason: String,
     },
+    /// The controller wants to know of a session at once.
+    Check(SessionId),
     /// The user should know something about the personal key.
     Key(KeyNotice),
 }

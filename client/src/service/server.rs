@@ -109,6 +109,14 @@ async fn converse(mut stream: UnixStream, access: Access, calls: mpsc::Sender<Ca
     let mut lines = Lines::new(MAX_REQUEST_LINE);
     loop {
         match lines.read::<Request>() {
+            Ok(Some(request)) if !access.grants(peer.uid(), &request) => {
+                let failure = Failure::new(
+                    FailureKind::Refused,
+                    "a personal key is given to root and to the owner of the service alone",
+                    "start the service with --owner USER",
+                );
+                write(&mut stream, &Message::Failed(failure)).await?;
+            }
             Ok(Some(request)) => answer(&mut stream, &mut lines, &calls, request).await?,
             Ok(None) => {
                 if !receive(&mut stream, &mut lines).await? {

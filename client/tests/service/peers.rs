@@ -329,5 +329,6 @@ fn ticket(shared: &Shared, state: &mut State, device_key: &PublicKey) -> Ticket 
         capabilities: vec![Capability::Vpn],
         mtu: 1420,
         issued: Timestamp::now(),
+        failover: horizon_model::Failover::Allowed,
     }
 }

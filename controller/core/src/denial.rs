@@ -4,7 +4,7 @@ use horizon_crds::{
     AccessPolicySpec, Destination, DeviceCondition, Document, Metadata, Name, Resource, ServerSelector,
     ServerSpec, Subjects, document::to_toml,
 };
-use horizon_model::{Capability, Protocol};
+use horizon_model::{Capability, Failover, Protocol};
 use thiserror::Error;
 
 use crate::grant::opens_access;
@@ -141,6 +141,7 @@ impl Denial {
                 networks,
                 destinations,
                 allow_inbound: false,
+                failover: Failover::default(),
             },
         });
         Self::NoPolicy { user: user.clone(), server: server.clone(), allowing: Box::new(allowing) }

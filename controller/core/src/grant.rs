@@ -7,7 +7,7 @@ use horizon_crds::{
     AccessPolicySpec, DeviceCondition, KindName, LifecycleState, Name, Resource, ServerSelector, ServerSpec,
     SuspiciousDevices, UserSpec,
 };
-use horizon_model::{Capability, DestinationRule, Inbound, NetworkId, ServerId};
+use horizon_model::{Capability, DestinationRule, Failover, Inbound, NetworkId, ServerId};
 use ipnet::IpNet;
 use uuid::Uuid;
 
@@ -43,6 +43,8 @@ pub struct Grant {
     pub mtu: u16,
     /// How many sessions the server carries at once.
     pub max_sessions: u16,
+    /// Whether the session may move to another server by itself.
+    pub failover: Failover,
 }
 
 /// A network that a session may hold.
@@ -223,6 +225,7 @@ struct Union {
     networks: BTreeSet<Name>,
     rules: BTreeSet<DestinationRule>,
     inbound: bool,
+    failover: Failover,
 }
 
 /// Whether a capability opens the access network.
@@ -248,6 +251,8 @@ impl Union {
             self.networks.extend(policy.networks.iter().filter(carried).cloned());
         }
         self.capabilities.extend(shared);
+        // What one of them forbids is forbidden; else what one of them requires is required.
+        self.failover = self.failover.max(policy.failover);
     }
 
     fn into_grant(
@@ -291,6 +296,7 @@ impl Union {
             dns: spec.egress.dns.clone(),
             mtu: spec.tunnel.mtu,
             max_sessions: spec.limits.max_sessions,
+            failover: self.failover,
         }
     }
 }

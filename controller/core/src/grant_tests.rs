@@ -1,5 +1,5 @@
 use horizon_crds::KindName;
-use horizon_model::{Capability, Inbound, NetworkId, Protocol, ServerId};
+use horizon_model::{Capability, Failover, Inbound, NetworkId, Protocol, ServerId};
 
 use crate::{
     Denial, DeviceStanding, Grant, GrantFacts, Purpose, ServerStanding, grant, grant_named, servers_for,
@@ -197,6 +197,26 @@ fn a_user_sees_the_servers_that_policies_name() {
     };
     assert_eq!(names("ana"), ["berlin", "oslo"]);
     assert!(names("ben").is_empty());
+}
+
+#[test]
+fn the_strictest_word_on_failover_holds() {
+    let words = |list: &[&str]| {
+        let policies: Vec<_> = list
+            .iter()
+            .enumerate()
+            .map(|(i, word)| {
+                let spec = format!(
+                    "subjects.users = [\"ana\"]\nservers = [\"berlin\"]\nfailover = \"{word}\"\n{EVERYWHERE}"
+                );
+                policy(&format!("p{i}"), &spec)
+            })
+            .collect();
+        ask(&world(&policies), "ana", "berlin").unwrap().failover
+    };
+    assert_eq!(words(&["allowed"]), Failover::Allowed);
+    assert_eq!(words(&["required", "allowed"]), Failover::Required);
+    assert_eq!(words(&["allowed", "never", "required"]), Failover::Never);
 }
 
 #[test]

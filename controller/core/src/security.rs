@@ -1,7 +1,8 @@
 //! Which security policy holds where there are several. A pure function of the policies of a namespace.
 
 use horizon_crds::{
-    AnomalyThresholds, Blocking, DetectionSpec, Lockout, Name, RateLimits, SecurityPolicySpec, TimeSpan,
+    AccountLimits, AnomalyThresholds, Blocking, DetectionSpec, Lockout, Name, PayloadRules, RateLimits,
+    RestLimits, SecurityPolicySpec, TimeSpan,
 };
 
 /// The policy that holds, of those of a namespace by name:
@@ -10,7 +11,8 @@ use horizon_crds::{
 /// 2. Of several of them, each number is the strictest: the fewest tries, the lowest thresholds, the longest windows and
 ///    lockouts, the shortest intervals. What is blocked without anybody asking is spared only where all of them spare it.
 /// 3. Settings that have no order (`devices`, `identity`, …) are those of the first by name.
-/// 4. `blockedNetworks` are those of all policies of the namespace, whatever their priority: who blocks a network is not
+/// 4. `payload.patterns` are those of all policies of that priority together.
+/// 5. `blockedNetworks` are those of all policies of the namespace, whatever their priority: who blocks a network is not
 ///    overruled by somebody who forgot it.
 ///
 /// Without any, the defaults hold.
@@ -62,20 +64,65 @@ pub enum Standing {
     Overruled(Vec<Name>),
 }
 
+fn lower<T: Ord + Copy>(a: &mut T, b: T) {
+    *a = (*a).min(b);
+}
+
+fn longer(a: &mut TimeSpan, b: TimeSpan) {
+    if b.get() > a.get() {
+        *a = b;
+    }
+}
+
+fn shorter(a: &mut TimeSpan, b: TimeSpan) {
+    if b.get() < a.get() {
+        *a = b;
+    }
+}
+
+fn tighten_accounts(result: &mut AccountLimits, other: &AccountLimits) {
+    let AccountLimits {
+        lockout_threshold,
+        lockout_duration,
+        longest_lockout,
+        session_idle,
+        session_lifetime,
+        sessions,
+        one_time_password,
+        require_totp,
+    } = result;
+    lower(lockout_threshold, other.lockout_threshold);
+    longer(lockout_duration, other.lockout_duration);
+    longer(longest_lockout, other.longest_lockout);
+    shorter(session_idle, other.session_idle);
+    shorter(session_lifetime, other.session_lifetime);
+    lower(sessions, other.sessions);
+    shorter(one_time_password, other.one_time_password);
+    *require_totp |= other.require_totp;
+}
+
+fn tighten_payload(result: &mut PayloadRules, other: &PayloadRules) {
+    let PayloadRules {
+        max_bytes,
+        max_depth,
+        max_values,
+        max_text,
+        refuse_control_characters,
+        patterns,
+        block_after,
+    } = result;
+    lower(max_bytes, other.max_bytes);
+    lower(max_depth, other.max_depth);
+    lower(max_values, other.max_values);
+    lower(max_text, other.max_text);
+    *refuse_control_characters |= other.refuse_control_characters;
+    patterns.extend(other.patterns.iter().cloned());
+    patterns.sort_unstable();
+    patterns.dedup();
+    lower(block_after, other.block_after);
+}
+
 fn tighten(result: &mut SecurityPolicySpec, other: &SecurityPolicySpec) {
-    fn lower<T: Ord + Copy>(a: &mut T, b: T) {
-        *a = (*a).min(b);
-    }
-    fn longer(a: &mut TimeSpan, b: TimeSpan) {
-        if b.get() > a.get() {
-            *a = b;
-        }
-    }
-    fn shorter(a: &mut TimeSpan, b: TimeSpan) {
-        if b.get() < a.get() {
-            *a = b;
-        }
-    }
     let RateLimits { registrations_per_minute, enrolments_per_minute, handshakes_per_minute } =
         &mut result.rate_limits;
     lower(registrations_per_minute, other.rate_limits.registrations_per_minute);
@@ -85,6 +132,20 @@ fn tighten(result: &mut SecurityPolicySpec, other: &SecurityPolicySpec) {
     lower(threshold, other.lockout.threshold);
     longer(window, other.lockout.window);
     longer(duration, other.lockout.duration);
+    tighten_accounts(&mut result.accounts, &other.accounts);
+    let RestLimits {
+        requests_per_address,
+        sign_ins_per_address,
+        requests_per_user,
+        reads_per_endpoint,
+        changes_per_endpoint,
+    } = &mut result.rest_limits;
+    lower(requests_per_address, other.rest_limits.requests_per_address);
+    lower(sign_ins_per_address, other.rest_limits.sign_ins_per_address);
+    lower(requests_per_user, other.rest_limits.requests_per_user);
+    lower(reads_per_endpoint, other.rest_limits.reads_per_endpoint);
+    lower(changes_per_endpoint, other.rest_limits.changes_per_endpoint);
+    tighten_payload(&mut result.payload, &other.payload);
     shorter(&mut result.challenge_interval, other.challenge_interval);
     shorter(&mut result.heartbeat_interval, other.heartbeat_interval);
     let AnomalyThresholds { missed_heartbeats, failed_challenges, violations_per_minute } =
@@ -128,12 +189,21 @@ mod tests {
         });
         let one = policy(5, |p| {
             p.lockout.threshold = 7;
+            p.accounts.require_totp = false;
+            p.payload.patterns = vec!["one*".parse().unwrap()];
+            p.payload.max_text = 300;
+            p.accounts.session_idle = TimeSpan::from_secs(60);
+            p.rest_limits.requests_per_user = 5;
             p.rate_limits.enrolments_per_minute = 100;
             p.heartbeat_interval = TimeSpan::from_secs(10);
             p.blocked_networks = vec!["198.51.100.0/24".parse().unwrap()];
         });
         let two = policy(5, |p| {
             p.lockout.threshold = 9;
+            p.accounts.longest_lockout = TimeSpan::from_secs(7 * 86_400);
+            p.rest_limits.requests_per_address = 4;
+            p.payload.patterns = vec!["two*".parse().unwrap(), "one*".parse().unwrap()];
+            p.payload.refuse_control_characters = false;
             p.rate_limits.enrolments_per_minute = 3;
             p.lockout.duration = TimeSpan::from_secs(86_400);
             p.detection.blocking.spared.clear();
@@ -143,6 +213,13 @@ mod tests {
         assert_eq!(held.heartbeat_interval, TimeSpan::from_secs(10));
         assert_eq!(held.lockout.duration, TimeSpan::from_secs(86_400));
         assert!(held.detection.blocking.spared.is_empty());
+        assert!(held.accounts.require_totp, "one of them requires it");
+        let patterns: Vec<String> = held.payload.patterns.iter().map(ToString::to_string).collect();
+        assert_eq!(patterns, ["one*", "two*"]);
+        assert!(held.payload.refuse_control_characters && held.payload.max_text == 300);
+        assert_eq!(held.accounts.session_idle, TimeSpan::from_secs(60));
+        assert_eq!(held.accounts.longest_lockout, TimeSpan::from_secs(7 * 86_400));
+        assert_eq!((held.rest_limits.requests_per_user, held.rest_limits.requests_per_address), (5, 4));
         // Blocked networks of all of them.
         assert_eq!(held.blocked_networks.len(), 2);
         let all = || [(&a, &loose), (&b, &one), (&c, &two)];

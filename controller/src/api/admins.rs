@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use axum::{Extension, Json, extract::State};
+use horizon_controller_core::account::AccountPolicy;
 use jiff::Timestamp;
 use serde::Deserialize;
 
@@ -13,6 +14,7 @@ use super::{
     server::{Account, Body, In},
 };
 use crate::{
+    channel::accept,
     rest::{MakeAdmin, OneTime, make_admin, reset_password},
     store::{AdminChange, AdminError, AdminSessionId, AdminView, WhichAdmin},
 };
@@ -65,7 +67,7 @@ pub(crate) async fn add(
     let now = Timestamp::now();
     // Where the REST API is not served, nobody has stated them yet.
     api.store.ensure_roles(now).await.map_err(|error| ApiError::internal("state the roles", error))?;
-    Ok(Json(make_admin(&api.store, request, &account.actor(), now).await.map_err(refused)?))
+    Ok(Json(make_admin(&api.store, request, &policy(&api), &account.actor(), now).await.map_err(refused)?))
 }
 
 pub(crate) async fn new_password(
@@ -74,7 +76,7 @@ pub(crate) async fn new_password(
     In(name): In<String>,
 ) -> Result<Json<OneTime>, ApiError> {
     let which = WhichAdmin::Name(name);
-    let reset = reset_password(&api.store, &which, None, &account.actor(), Timestamp::now()).await;
+    let reset = reset_password(&api.store, &which, &policy(&api), &account.actor(), Timestamp::now()).await;
     let (shown, ended) = reset.map_err(refused)?;
     tell(&api, &ended);
     Ok(Json(shown))
@@ -99,9 +101,14 @@ pub(crate) async fn change(
     Ok(Json(view))
 }
 
+/// What holds for accounts.
+fn policy(api: &Api) -> AccountPolicy {
+    AccountPolicy::from(&accept::policy(&api.engine.index()).accounts)
+}
+
 /// Sessions that ended are dead at every replica at once.
 fn tell(api: &Api, ended: &[AdminSessionId]) {
-    let longest = horizon_controller_core::account::AccountPolicy::default().absolute;
+    let longest = policy(api).absolute;
     for session in ended {
         api.live.kill_token(session.0, longest, Timestamp::now());
     }

@@ -9,6 +9,7 @@ use horizon_crds::{
 use horizon_model::{DeviceId, SessionId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use crate::store::KeySetHolders;
 
@@ -62,10 +63,11 @@ pub struct ObjectMeta {
 pub const ORIGIN: &str = "horizon.dev/origin";
 
 /// Everything about one resource.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Detail {
     /// The resource.
+    #[schema(value_type = Object)]
     pub object: Object,
     /// What it amounts to, in sentences: who may use a server, what a user may use and why not.
     pub reasons: Vec<String>,
@@ -74,18 +76,27 @@ pub struct Detail {
     pub appliance: Vec<String>,
     /// The newest heartbeats of a server's appliance, newest first.
     #[serde(default)]
+    #[schema(value_type = Vec<Object>)]
     pub heartbeats: Vec<Value>,
     /// What is known of the machine of a server's appliance: what holds now, then what held before.
     #[serde(default)]
+    #[schema(value_type = Vec<Object>)]
     pub factors: Vec<Value>,
     /// The newest challenges of a server's appliance, newest first.
     #[serde(default)]
+    #[schema(value_type = Vec<Object>)]
     pub challenges: Vec<Value>,
+    /// The newest rotations of the key, or of the verification secret of a server's appliance, newest first.
+    #[serde(default)]
+    #[schema(value_type = Vec<Object>)]
+    pub rotations: Vec<Value>,
     /// What is wrong with its file now, if anything: the last good state is in force.
     pub problems: Vec<String>,
     /// The newest security events about it, newest first.
+    #[schema(value_type = Vec<Object>)]
     pub events: Vec<Value>,
     /// The newest changes to it, newest first.
+    #[schema(value_type = Vec<Object>)]
     pub changes: Vec<Value>,
 }
 
@@ -144,6 +155,9 @@ pub struct Status {
     /// How many of those that are connected hold which KeySet.
     #[serde(default)]
     pub keyset_holders: Vec<KeySetHolders>,
+    /// What seals the secrets of the database.
+    #[serde(default)]
+    pub envelope: String,
     /// The rotations of the organisation's keys that are under way, one line each.
     #[serde(default)]
     pub rotations: Vec<String>,
@@ -190,40 +204,48 @@ pub struct ReplicaStatus {
 }
 
 /// Asks for a registration token.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TokenRequest {
     /// The namespace of the server.
+    #[schema(value_type = String)]
     pub namespace: Name,
     /// The server.
+    #[schema(value_type = String)]
     pub server: Name,
     /// How long the token can be used.
+    #[schema(value_type = String)]
     pub lifetime: TimeSpan,
 }
 
 /// Asks for a personal key.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct InvitationRequest {
     /// The namespace of the user.
+    #[schema(value_type = String)]
     pub namespace: Name,
     /// The user.
+    #[schema(value_type = String)]
     pub user: Name,
     /// How long the key can be used; `None` until it is revoked.
     #[serde(default)]
+    #[schema(value_type = Option<String>)]
     pub lifetime: Option<TimeSpan>,
 }
 
 /// The one string to paste. It is shown once; the controller keeps what it needs to recognise it, no more.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Issued {
     /// The resource that stands for it.
+    #[schema(value_type = String)]
     pub name: Name,
     /// The string.
     pub secret: String,
     /// Until when it can be used.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub expires_at: Option<Timestamp>,
 }
 
@@ -234,15 +256,18 @@ impl std::fmt::Debug for Issued {
 }
 
 /// Accepts a changed identity.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ApprovalRequest {
     /// The namespace of the server.
+    #[schema(value_type = String)]
     pub namespace: Name,
     /// The server.
+    #[schema(value_type = String)]
     pub server: Name,
     /// Which identity; `None` for the pending one.
     #[serde(default)]
+    #[schema(value_type = Option<String>)]
     pub digest: Option<IdentityDigest>,
     /// Why.
     #[serde(default)]
@@ -250,14 +275,17 @@ pub struct ApprovalRequest {
 }
 
 /// Revokes something for good.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RevocationRequest {
     /// The namespace.
+    #[schema(value_type = String)]
     pub namespace: Name,
     /// What it is.
+    #[schema(value_type = String)]
     pub kind: TargetKind,
     /// Its name; of a device its id.
+    #[schema(value_type = String)]
     pub name: Name,
     /// Why.
     pub reason: String,
@@ -267,23 +295,28 @@ pub struct RevocationRequest {
 }
 
 /// Replaces keys now.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RotationRequest {
     /// The namespace.
+    #[schema(value_type = String)]
     pub namespace: Name,
     /// Which class of keys.
+    #[schema(value_type = String)]
     pub target: RotationTarget,
     /// Which of them; none means all.
     #[serde(default)]
+    #[schema(value_type = Vec<String>)]
     pub names: Vec<Name>,
     /// How.
     #[serde(rename = "type")]
+    #[schema(value_type = String)]
     pub kind: RotationType,
     /// Why.
     pub reason: String,
     /// For how long the old key of a scheduled rotation goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub overlap: Option<TimeSpan>,
 }
 
@@ -330,14 +363,17 @@ impl std::fmt::Debug for HandedOver {
 }
 
 /// Decides about a device.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DeviceDecisionRequest {
     /// The namespace of its user.
+    #[schema(value_type = String)]
     pub namespace: Name,
     /// Which.
+    #[schema(value_type = String)]
     pub device: DeviceId,
     /// What.
+    #[schema(value_type = String)]
     pub decision: DeviceVerdict,
     /// Why.
     pub reason: String,
@@ -347,28 +383,34 @@ pub struct DeviceDecisionRequest {
 }
 
 /// Everything about one device.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DeviceDetail {
     /// Whether it has a channel to a controller now.
     pub online: bool,
     /// The device, as lists show it.
+    #[schema(value_type = Object)]
     pub device: Value,
     /// Its sessions, the newest first.
+    #[schema(value_type = Vec<Object>)]
     pub sessions: Vec<Value>,
     /// The newest security events about it, newest first.
+    #[schema(value_type = Vec<Object>)]
     pub events: Vec<Value>,
     /// The newest changes to it, newest first.
+    #[schema(value_type = Vec<Object>)]
     pub changes: Vec<Value>,
 }
 
 /// The record that was written.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Recorded {
     /// Its kind.
+    #[schema(value_type = String)]
     pub kind: KindName,
     /// Its name.
+    #[schema(value_type = String)]
     pub name: Name,
     /// What it means, in a sentence.
     pub message: String,
@@ -393,7 +435,7 @@ pub struct DiffRequest {
 }
 
 /// What was done, in a sentence.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Done {
     /// The sentence.
     pub message: String,

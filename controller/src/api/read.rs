@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{Json, extract::State};
 use horizon_controller_core::Stored;
-use horizon_crds::{API_VERSION, DEFAULT_NAMESPACE, KindName};
+use horizon_crds::{API_VERSION, DEFAULT_NAMESPACE, KindName, RotationTarget};
 use horizon_model::SessionId;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -20,7 +20,7 @@ use crate::{
     engine::ToldProblem,
     metrics::NameLabel,
     replica::{Roll, Standing},
-    store::{EventFilter, StoreError},
+    store::{EnvelopePhase, EnvelopeState, EventFilter, StoreError},
 };
 
 /// The most records that are listed.
@@ -126,6 +126,18 @@ pub(crate) async fn one(
         challenges =
             values(&api.store.list_challenges(stored.server_id(), RECORDS_OF_ONE).await.map_err(fault)?);
     }
+    let rotated = match kind {
+        KindName::PersonalKey => Some(RotationTarget::PersonalKeys),
+        KindName::Server => Some(RotationTarget::VerificationSecrets),
+        _ => None,
+    };
+    let rotations = match rotated {
+        Some(target) => {
+            let key = stored.uid.to_string();
+            values(&api.store.list_rotations(target, &key, RECORDS_OF_ONE).await.map_err(fault)?)
+        }
+        None => Vec::new(),
+    };
     let id = stored.id().to_string();
     let told = api.engine.report().await.map_err(fault)?;
     let about = |problem: &ToldProblem| problem.resource.as_deref() == Some(id.as_str());
@@ -137,6 +149,7 @@ pub(crate) async fn one(
         heartbeats,
         factors,
         challenges,
+        rotations,
         problems,
         events: values(&events),
         changes: values(&changes),
@@ -264,7 +277,8 @@ pub(crate) async fn status(State(api): State<Arc<Api>>) -> Answer<Status> {
         troubles: troubles(services),
         keyset: api.strings.keys.now().keyset.version,
         keyset_holders: if_it_answers(answers, api.store.keyset_holders(None)).await,
-        rotations: rotations(open),
+        envelope: envelope(if_it_answers(answers, api.store.envelope_state()).await),
+        rotations: rotations(open, if_it_answers(answers, api.store.envelope_rotation(None)).await),
         replication: api.roll.as_ref().map(|roll| replication(&api, roll)),
     }))
 }
@@ -279,12 +293,41 @@ async fn if_it_answers<T: Default>(answers: bool, ask: impl Future<Output = Resu
 }
 
 /// The rotations of the organisation's keys that are under way.
-fn rotations(open: Vec<crate::store::KeySetRotation>) -> Vec<String> {
+fn rotations(
+    open: Vec<crate::store::KeySetRotation>,
+    envelope: Option<crate::store::EnvelopeRotation>,
+) -> Vec<String> {
     let line = |rotation: crate::store::KeySetRotation| {
         let reached = rotation.reached.map_or("over", |reached| reached.as_str());
         format!("{} key: {reached}; {}, {}", rotation.class.as_str(), rotation.kind, rotation.reason)
     };
-    open.into_iter().map(line).collect()
+    let enveloped = envelope.map(|rotation| {
+        let reached = match rotation.phase {
+            EnvelopePhase::Requested => "requested".to_owned(),
+            EnvelopePhase::Published => "published, not used yet".to_owned(),
+            EnvelopePhase::InUse => format!("in use, {} values sealed anew", rotation.resealed),
+            EnvelopePhase::Done => "over".to_owned(),
+        };
+        format!("envelope: {reached}; {}, {}", rotation.kind.as_str(), rotation.reason)
+    });
+    open.into_iter().map(line).chain(enveloped).collect()
+}
+
+/// What seals the secrets of the database, in a line.
+fn envelope(state: EnvelopeState) -> String {
+    let Some((number, since)) = state.sealing else { return String::new() };
+    let mut text = format!("data key {number} since {since:.0}");
+    if let Some((id, _)) = state.envelopes.iter().find(|(_, current)| *current) {
+        text += &format!(", under {id}");
+    }
+    if let Some((id, _)) = state.envelopes.iter().find(|(_, current)| !current) {
+        text += &format!(", soon under {id}: {} of {} replicas have it", state.moved, state.replicas);
+    }
+    if !state.older.is_empty() {
+        let older: Vec<String> = state.older.iter().map(i64::to_string).collect();
+        text += &format!("; values under {} are sealed anew", older.join(", "));
+    }
+    text
 }
 
 /// The parts that do not do as they should, as the leader last saw them.

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::{
     Api, ApiError,
@@ -32,35 +33,37 @@ const WIDEST: (u8, u8) = (8, 16);
 type Answer<T> = Result<Json<T>, ApiError>;
 
 /// A block.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct BlockRequest {
     /// An address or a range.
     range: String,
     #[serde(default)]
     reason: String,
+    #[schema(value_type = Option<String>)]
     severity: Option<BlockSeverity>,
     /// For how long; until it is lifted unless set.
     #[serde(rename = "for")]
+    #[schema(value_type = Option<String>)]
     span: Option<TimeSpan>,
 }
 
 /// What is unblocked.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct UnblockRequest {
     range: String,
 }
 
 /// How an event was handled.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Handling {
     note: String,
 }
 
 /// What is said of an anomaly.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Verdict {
     false_positive: bool,
@@ -69,19 +72,22 @@ pub(crate) struct Verdict {
 }
 
 /// That a notification was read, and what was done.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Acting {
     action: Option<String>,
 }
 
 /// A flag, or its end.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct FlagRequest {
+    #[schema(value_type = String)]
     kind: KindName,
     #[serde(default = "default_namespace")]
+    #[schema(value_type = String)]
     namespace: Name,
+    #[schema(value_type = String)]
     name: Name,
     reason: String,
 }

@@ -74,7 +74,7 @@ pub async fn serve(listener: UnixListener, api: Arc<Api>, stop: Stop) {
         let account = actor::account(stream)?;
         Some(routes.clone().layer(Extension(Account(Actor::Admin(account)))))
     };
-    http::serve(listener, router, stop).await;
+    http::serve(listener, router, |_| None, stop).await;
 }
 
 fn routes(api: Arc<Api>) -> Router {

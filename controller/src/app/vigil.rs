@@ -12,7 +12,7 @@ use crate::{
     notify::{Notify, NotifySettings},
     replica::Leadership,
     stop::Stop,
-    store::{ServiceNote, ServiceState, Store},
+    store::{Retention, ServiceNote, ServiceState, Store},
 };
 
 /// What is handed to those who see facts and who turn away whom is blocked.
@@ -21,6 +21,7 @@ pub(super) struct Vigil {
     pub(super) blocks: Blocks,
     facts: Facts,
     notify: Notify,
+    retention: Retention,
 }
 
 /// What it watches over.
@@ -42,12 +43,12 @@ impl Vigil {
         let settings = config.notifications_file.as_deref().map(NotifySettings::read).transpose()?;
         let notify = settings.map(Notify::new).transpose()?.unwrap_or_default();
         let (detect, facts) = Detect::new();
-        Ok(Self { detect, blocks: Blocks::default(), facts, notify })
+        Ok(Self { detect, blocks: Blocks::default(), facts, notify, retention: config.retention })
     }
 
     /// Starts the parts.
     pub(super) fn start(self, watched: &Watched<'_>, parts: &mut Parts, stop: &Stop) -> (Detect, Blocks) {
-        let Self { detect, blocks, facts, notify } = self;
+        let Self { detect, blocks, facts, notify, retention } = self;
         let Watched { store, desired, world, geo, leadership, metrics } = watched;
         let options = DetectOptions {
             store: (*store).clone(),
@@ -62,6 +63,7 @@ impl Vigil {
             desired: desired.clone(),
             leadership: (*leadership).clone(),
             notify: notify.clone(),
+            retention,
         };
         parts.add("scheduled tasks", detect::keep_schedule(schedule, stop.clone()));
         let services = Services {
@@ -70,12 +72,17 @@ impl Vigil {
             leadership: (*leadership).clone(),
             notify: notify.clone(),
             metrics: (*metrics).clone(),
-            others: api_server(world).into_iter().collect(),
+            others: api_server(world).into_iter().chain(hardware(world, store)).collect(),
         };
         parts.add("service status", detect::watch_services(services, stop.clone()));
         parts.add("notifications", notify.run((*store).clone(), (*leadership).clone(), stop.clone()));
         (detect, blocks)
     }
+}
+
+/// How the envelope key does, where it is in hardware.
+fn hardware(world: &World, store: &Store) -> Option<Observed> {
+    store.envelope().key().is_none().then(|| world.envelope.observed())
 }
 
 /// How the API server does, where resources are declared there: whether what is read from it is whole.

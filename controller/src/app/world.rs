@@ -14,7 +14,7 @@ use crate::{
     config::{Config, SourceKind, read_url},
     deliver::{SecretFiles, SecretSink},
     engine::StatusSink,
-    keys::{self, Home, KeyRing},
+    keys::{self, Envelope, EnvelopeHealth, Home, KeyRing},
     kubernetes::{
         self, Cluster, Events, KubernetesLease, Objects, Secrets, Source, StatusBudget, Statuses, Writing,
     },
@@ -58,6 +58,10 @@ pub(super) struct World {
     /// Where the strings of keys go.
     pub(super) secrets: Arc<dyn SecretSink>,
     bus: Option<Arc<Shared>>,
+    /// Under what it speaks.
+    pub(super) bus_key: Option<BusKey>,
+    /// Whether the envelope key can be used.
+    pub(super) envelope: EnvelopeHealth,
     /// Where the keys lie.
     pub(super) home: Home,
     /// What writes to the API server, where resources are declared there.
@@ -142,7 +146,7 @@ impl World {
         let home = keys_home(config, cluster.as_ref());
         let keys = home.open(now).await?;
         let shared = matches!(database, Database::Postgres(_));
-        let store = Store::open(database, &keys.envelope, metrics.clone()).await?;
+        let store = Store::open(database, Envelope::of(config, &keys)?, metrics.clone()).await?;
         // A replica that was away while keys rotated takes the newer ones from the database.
         let keys = match keys::follow(&store, &keys, now).await? {
             Some(newer) => {
@@ -168,10 +172,11 @@ impl World {
             true => Some(Roll::enter(store.clone(), replica, info, metrics.clone()).await?),
             false => None,
         };
-        let bus = shared.then(|| {
+        let bus_key = shared.then(|| BusKey::new(&store.shared_keys()));
+        let bus = bus_key.as_ref().map(|key| {
             Shared::start(SharedOptions {
                 replica,
-                key: BusKey::of(&keys.envelope),
+                key: key.clone(),
                 database: Some(Arc::new(store.clone())),
                 redis,
                 prefix: String::new(),
@@ -195,6 +200,8 @@ impl World {
             roll,
             live,
             bus,
+            bus_key,
+            envelope: EnvelopeHealth::default(),
             home,
             source,
             statuses,
@@ -217,11 +224,23 @@ impl World {
 }
 
 /// Where the keys lie.
-fn keys_home(config: &Config, cluster: Option<&Cluster>) -> Home {
+pub(super) fn keys_home(config: &Config, cluster: Option<&Cluster>) -> Home {
     match (&config.keys_secret, cluster) {
         (Some(name), Some(cluster)) => Home::Secret(Box::new(cluster.clone()), name.clone()),
         _ => Home::Directory(config.data.join("keys")),
     }
+}
+
+/// The same for a command that needs nothing else of the cluster.
+pub(super) async fn home(config: &Config) -> Result<Home, RunError> {
+    let cluster = match config.keys_secret {
+        Some(_) => {
+            let metrics = Metrics::default();
+            Some(kubernetes::connect(config.kubeconfig.as_deref(), metrics.kubernetes.clone()).await?)
+        }
+        None => None,
+    };
+    Ok(keys_home(config, cluster.as_ref()))
 }
 
 /// The database of the settings.

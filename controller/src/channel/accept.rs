@@ -11,7 +11,10 @@ use horizon_controller_core::Index;
 use horizon_crds::{KindName, Name, Resource, SecurityPolicySpec};
 use ipnet::IpNet;
 use jiff::Timestamp;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
 use super::{Context, opening};
 use crate::live::{Counted, Limit, Lockout};
@@ -52,10 +55,11 @@ pub(super) async fn run(context: Arc<Context>) {
 /// Completes a handshake. The conversation that follows is a task of its own: it lasts, and takes less room.
 async fn shake_hands(context: Arc<Context>, incoming: Incoming, _permit: OwnedSemaphorePermit) {
     let _counted = context.metrics.channel_open("handshake");
+    let since = Instant::now();
     match incoming.handshake().await {
         Ok(peer) => {
             context.metrics.handshakes.inc();
-            tokio::spawn(opening::serve(context.clone(), peer));
+            tokio::spawn(opening::serve(context.clone(), peer, since));
         }
         Err(error) => {
             context.metrics.handshakes_failed.inc();
@@ -109,14 +113,14 @@ fn warn_now(told: &mut Option<Timestamp>, now: Timestamp) -> bool {
 
 /// Limits how many of something become events: so many a second in the long run, and counts those left out in between.
 #[derive(Default)]
-pub(super) struct Told(std::sync::Mutex<(Option<Timestamp>, u64)>);
+pub(crate) struct Told(std::sync::Mutex<(Option<Timestamp>, u64)>);
 
 impl Told {
     /// Events of one kind in ten seconds.
     const IN_TEN_SECONDS: u32 = 100;
 
     /// Whether one is due, and how many were left out since the last.
-    pub(super) fn due(&self, now: Timestamp) -> (bool, u64) {
+    pub(crate) fn due(&self, now: Timestamp) -> (bool, u64) {
         // Each change is one step, so it is whole whatever thread panics.
         let mut state = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match Limit::new(Self::IN_TEN_SECONDS, Duration::from_secs(10)).count(state.0, now) {

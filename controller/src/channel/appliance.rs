@@ -19,6 +19,7 @@ use super::{
     behavior::Behavior,
     compose,
     leave::Holding,
+    look::Looks,
     opening::Remote,
     probe::Probe,
     proof::{Asked, Wanted},
@@ -73,6 +74,7 @@ pub(super) async fn converse(
         Err(end) => return end,
     };
     drop(unproven);
+    wire.takes_reports();
     let _open = context.metrics.channel_open("appliance");
     match appliance.run(wire).await {
         Ok(never) => match never {},
@@ -101,7 +103,7 @@ async fn arrive<'a>(
         Ok(attach) => attach?,
         Err(_) => return Err(End::Gone("the appliance said nothing".into())),
     };
-    let turn = context.turn(request).await?;
+    let turn = context.turn(request, remote.since).await?;
     Appliance::attach(context, remote, wire, request, &attach, turn).await.map(Box::new)
 }
 
@@ -127,6 +129,8 @@ pub(super) struct Appliance<'a> {
     pub(super) place: Vec<Factor>,
     /// What did not fit in its reports.
     pub(super) behavior: Behavior,
+    /// When its sessions are looked at.
+    pub(super) looks: Looks,
     /// Tells the factors of its machine from others: the last that were looked at.
     pub(super) factors: [u8; 32],
     /// Tells what its heartbeats say of its machine from what they said before.
@@ -135,6 +139,8 @@ pub(super) struct Appliance<'a> {
     pub(super) verified: bool,
     /// Whether the appliance was sent a new secret when it attached.
     pub(super) reissued: bool,
+    /// Whether a new one waited for it when its state was last made.
+    pub(super) secret_due: bool,
     pub(super) next_challenge: Instant,
     /// What the appliance held when it attached.
     pub(super) held: (u64, u64, Option<Digest>),
@@ -143,6 +149,8 @@ pub(super) struct Appliance<'a> {
     /// What was last sent to it, or found to be what it held.
     pub(super) sent: Option<Numbered>,
     pub(super) sent_sessions: HashSet<SessionId>,
+    /// Whether it has said that it applied that state.
+    pub(super) confirmed: bool,
     pub(super) sent_at: Instant,
     pub(super) probe: Option<Probe>,
     pub(super) violations: ViolationCounts,
@@ -226,15 +234,19 @@ impl Appliance<'_> {
         if let Some(addresses) = mail.elsewhere {
             wire.send(0, Say::GoElsewhere(proto::GoElsewhere { addresses: addresses.to_vec() })).await?;
         }
-        // After an approval: the appliance gets its new secret as it attaches.
-        if mail.changed && (self.verified || !self.reissued) && self.secret_is_due().await? {
-            return Err(End::refuse(0, refusals::new_secret(&self.name)));
+        if !mail.changed {
+            return Ok(());
         }
-        // One that has not proved who it is yet gets everything once it has.
-        if mail.changed && self.verified {
+        let due = if self.verified {
+            self.secret_due = false;
             self.push(wire, false).await?;
-        }
-        Ok(())
+            self.secret_due
+        } else {
+            // One that has not proved who it is yet gets everything once it has.
+            !self.reissued && self.secret_is_due().await?
+        };
+        // As after an approval: the appliance gets its new secret as it attaches.
+        if due { Err(End::refuse(0, refusals::new_secret(&self.name))) } else { Ok(()) }
     }
 
     async fn hear(&mut self, wire: &mut Wire, request: u64, message: Heard) -> Result<(), End> {
@@ -269,7 +281,7 @@ impl Appliance<'_> {
         let challenge = self.asked.as_ref().map_or(self.next_challenge, |asked| asked.deadline);
         let missed = if self.missed_noted { challenge } else { self.missed_at };
         let probe = self.probe.as_ref().map_or(challenge, Probe::deadline);
-        challenge.min(missed).min(probe).min(self.again.unwrap_or(challenge))
+        challenge.min(missed).min(probe).min(self.looks.deadline()).min(self.again.unwrap_or(challenge))
     }
 
     async fn on_time(&mut self, wire: &mut Wire) -> Result<(), End> {
@@ -298,6 +310,7 @@ impl Appliance<'_> {
                 self.push(wire, false).await?;
             }
         }
+        Box::pin(self.look_on_time(wire, now)).await?;
         self.probe_on_time(now).await.map_err(internal(0))
     }
 
@@ -343,8 +356,10 @@ impl Appliance<'_> {
             self.context.end(session, &EndReason::broker(why.as_str())).await?;
         }
         self.seat.set_state_bytes(composed.bytes);
+        self.secret_due = composed.secret_due;
         let known = self.sent.as_ref().filter(|_| !whole);
         if known.is_some_and(|sent| sent.entries == composed.entries) {
+            self.release_unsent().await?;
             return Ok(Push::Nothing);
         }
         let digest = composed.entries.digest();
@@ -402,6 +417,7 @@ impl Appliance<'_> {
             tracing::debug!(server = %self.server, generation = target.generation, form, bytes, "sent a state");
         }
         (self.sent, self.sent_sessions, self.sent_at) = (Some(target), sessions, Instant::now());
+        self.confirmed = false;
         if already {
             self.has_applied(&[]).await.map_err(internal(0))?;
         } else {

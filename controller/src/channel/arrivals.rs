@@ -17,6 +17,11 @@ const AT_ONCE: usize = 16;
 /// The longest that one may be expected to wait for its turn: well below the 15 s that an appliance gives an attempt, of which
 /// the handshake takes its part.
 const PATIENCE: Duration = Duration::from_secs(4);
+/// How old an attempt may be when its turn comes. What is begun for an older one is likely to be for nobody, and takes the time of
+/// those who still wait: on a machine that is overloaded, all of it.
+const FRESH: Duration = Duration::from_secs(8);
+/// The shortest that one is sent away for.
+const SHORTEST: Duration = Duration::from_secs(1);
 /// The longest that one is sent away for: no appliance waits longer, whatever it is told.
 const LONGEST: Duration = Duration::from_secs(60);
 /// Over how long turns are counted.
@@ -70,15 +75,18 @@ impl Drop for Waits<'_> {
 }
 
 impl Arrivals {
-    /// Waits for a turn, in the order of arrival.
+    /// Waits for a turn, in the order of arrival, for an attempt that began at `since`.
     ///
     /// # Errors
-    /// When the turn would come too late: how long to stay away.
-    pub(super) async fn turn(&self) -> Result<Option<Turn<'_>>, Duration> {
-        self.queue().enter(self.start.elapsed())?;
+    /// When the turn would come too late, or did: how long to stay away.
+    pub(super) async fn turn(&self, since: Instant) -> Result<Option<Turn<'_>>, Duration> {
+        self.queue().enter(self.start.elapsed(), since.elapsed())?;
         let waits = Waits(self);
         let permit = self.begin.acquire().await;
         drop(waits);
+        if since.elapsed() > FRESH {
+            return Err(self.queue().away(self.start.elapsed()));
+        }
         // The semaphore is never closed.
         Ok(permit.ok().map(|permit| Turn { arrivals: self, _permit: permit }))
     }
@@ -121,21 +129,30 @@ impl Queue {
         }
     }
 
-    /// Adds one, or says how long it is to stay away.
-    fn enter(&mut self, now: Duration) -> Result<(), Duration> {
+    /// Adds one whose attempt has this age, or says how long it is to stay away.
+    fn enter(&mut self, now: Duration, age: Duration) -> Result<(), Duration> {
         self.look(now);
-        let wait = Duration::from_secs_f64(self.waiting as f64 / self.rate);
-        if wait <= PATIENCE {
+        let wait = self.wait();
+        if wait <= PATIENCE && age + wait <= FRESH {
             self.waiting += 1;
             return Ok(());
         }
-        // Each is given a turn of its own, after those who wait and those who were sent away before it.
-        let turn = self.booked.max(now + wait);
+        Err(self.away(now))
+    }
+
+    /// How long one would wait that came now.
+    fn wait(&self) -> Duration {
+        Duration::from_secs_f64(self.waiting as f64 / self.rate)
+    }
+
+    /// How long one is to stay away. Each is given a turn of its own, after those who wait and those who were sent away before.
+    fn away(&mut self, now: Duration) -> Duration {
+        let turn = self.booked.max(now + self.wait().max(SHORTEST));
         if turn >= now + LONGEST {
-            return Err(LONGEST);
+            return LONGEST;
         }
         self.booked = turn + Duration::from_secs_f64(1.0 / self.rate);
-        Err(turn - now)
+        turn - now
     }
 
     /// A turn ended.
@@ -167,11 +184,11 @@ mod tests {
 
     #[test]
     fn turns_are_limited_and_proofs_do_not_wait_for_them() {
-        let arrivals = Arrivals::default();
+        let (arrivals, now) = (Arrivals::default(), Instant::now());
         let held: Vec<_> =
-            (0..AT_ONCE).map(|_| arrivals.turn().now_or_never().unwrap().unwrap().unwrap()).collect();
+            (0..AT_ONCE).map(|_| arrivals.turn(now).now_or_never().unwrap().unwrap().unwrap()).collect();
         assert_eq!(arrivals.queue().waiting, 0);
-        let mut waiting = Box::pin(arrivals.turn());
+        let mut waiting = Box::pin(arrivals.turn(now));
         assert!(waiting.as_mut().now_or_never().is_none());
         assert_eq!(arrivals.queue().waiting, 1);
         assert!(arrivals.proof().now_or_never().unwrap().is_some());
@@ -186,8 +203,9 @@ mod tests {
     fn those_who_come_too_late_get_turns_of_their_own() {
         let mut queue = Queue::new();
         let room = (FIRST_RATE * PATIENCE.as_secs_f64()) as usize;
-        assert!((0..=room).all(|_| queue.enter(Duration::ZERO).is_ok()));
-        let away: Vec<_> = (0..100).map(|_| queue.enter(Duration::ZERO).unwrap_err()).collect();
+        let mut enter = || queue.enter(Duration::ZERO, Duration::ZERO);
+        assert!((0..=room).all(|_| enter().is_ok()));
+        let away: Vec<_> = (0..100).map(|_| enter().unwrap_err()).collect();
         assert!(away[0] >= PATIENCE && away.is_sorted_by(|a, b| a < b));
         let spread = (away[99] - away[0]).as_secs_f64();
         assert!((spread - 99.0 / FIRST_RATE).abs() < 0.01);
@@ -197,7 +215,7 @@ mod tests {
     fn a_slow_database_is_noticed_while_somebody_waits_and_a_quiet_hour_is_not_slow() {
         let mut queue = Queue::new();
         for _ in 0..10 {
-            queue.enter(Duration::ZERO).unwrap();
+            queue.enter(Duration::ZERO, Duration::ZERO).unwrap();
         }
         for step in 1..100 {
             queue.look(WINDOW * step);
@@ -215,16 +233,31 @@ mod tests {
         assert!(queue.rate > 900.0);
     }
 
+    #[test]
+    fn an_attempt_that_is_old_is_sent_away_for_a_short_time() {
+        let (arrivals, now) = (Arrivals::default(), Instant::now());
+        let Some(since) = now.checked_sub(FRESH + SHORTEST) else { return };
+        let away = arrivals.turn(since).now_or_never().unwrap().map(|_| ()).unwrap_err();
+        assert!(away >= SHORTEST && away <= PATIENCE, "{away:?}");
+        assert!(arrivals.turn(now).now_or_never().unwrap().is_ok());
+        // One that grew old while it waited gives its turn to the next.
+        assert_eq!((arrivals.queue().waiting, arrivals.begin.available_permits()), (0, AT_ONCE));
+    }
+
     proptest! {
         /// Whatever happens: nobody is let in who would wait for long, and nobody is sent away for longer than it listens.
         #[test]
-        fn waits_are_bounded(steps in prop::collection::vec((0u64..2000, 0u8..3), 1..400)) {
+        fn waits_are_bounded(steps in prop::collection::vec((0u64..2000, 0u8..3, 0u64..10_000), 1..400)) {
             let (mut queue, mut now) = (Queue::new(), Duration::ZERO);
-            for (pause, what) in steps {
+            for (pause, what, age) in steps {
                 now += Duration::from_millis(pause);
                 match what {
-                    0 => match queue.enter(now) {
-                        Ok(()) => prop_assert!((queue.waiting - 1) as f64 / queue.rate <= PATIENCE.as_secs_f64() + 0.001),
+                    0 => match queue.enter(now, Duration::from_millis(age)) {
+                        Ok(()) => {
+                            let wait = (queue.waiting - 1) as f64 / queue.rate;
+                            prop_assert!(wait <= PATIENCE.as_secs_f64() + 0.001);
+                            prop_assert!(wait + age as f64 / 1e3 <= FRESH.as_secs_f64() + 0.001);
+                        }
                         Err(away) => prop_assert!(away > Duration::ZERO && away <= LONGEST),
                     },
                     1 => {

@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
+use horizon_controller_core::live_check::next_look;
 use horizon_crds::{Name, SecurityPolicySpec};
 use horizon_model::{Digest, FactorKind, Incarnation, Secret, ServerId};
 use horizon_wire::{
@@ -14,6 +15,7 @@ use super::{
     Context, accept,
     appliance::{Appliance, internal, invalid},
     arrivals::Turn,
+    look::Looks,
     opening::Remote,
     proof::{self, Wanted},
     refusals,
@@ -66,6 +68,11 @@ impl Context {
             },
             address,
         };
+        let mut texts = vec![("hostname", asked.hostname.as_str()), ("version", asked.version.as_str())];
+        texts.extend(
+            asked.factors.iter().flat_map(|f| [("factors", f.name.as_str()), ("factors", f.value.as_str())]),
+        );
+        self.check_texts(remote, &texts).map_err(|refusal| End::refuse(request, refusal))?;
         let registered = match self.store.register_server(&asked, now).await {
             Ok(registered) => registered,
             Err(error) => {
@@ -208,15 +215,18 @@ impl<'a> Appliance<'a> {
             place: context.place(address),
             factors: proof::fingerprint(known.factors),
             behavior: Default::default(),
+            looks: Looks::new(context.settings.look_pace.unwrap_or_else(|| policy.challenge_interval.get())),
             told: [0; 32],
             asked: None,
             verified: false,
             reissued: known.reissued,
+            secret_due: false,
             next_challenge: Instant::now(),
             held: (attach.epoch, attach.generation, digest),
             newest: known.state,
             sent: None,
             sent_sessions: HashSet::new(),
+            confirmed: false,
             sent_at: Instant::now(),
             probe: None,
             violations: Default::default(),
@@ -243,8 +253,7 @@ impl Context {
     pub(super) fn challenge_interval(&self, namespace: &Name) -> Duration {
         let declared = || self.desired.index().security_policy(namespace).challenge_interval.get();
         let interval = self.settings.challenge_pace.unwrap_or_else(declared);
-        let part = f64::from(u32::from_be_bytes(random())) / f64::from(u32::MAX);
-        interval.mul_f64(0.5 + part)
+        next_look(interval, u32::from_be_bytes(random()))
     }
 }
 

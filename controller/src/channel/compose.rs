@@ -23,6 +23,8 @@ pub(super) struct Composed {
     pub(super) sessions: HashSet<SessionId>,
     /// The resources it was made of.
     pub(super) revision: Revision,
+    /// Whether a new secret waits for the appliance, which it gets when it next attaches.
+    pub(super) secret_due: bool,
     /// Sessions that may not go on, and why. Among them are those for which there is no room: an appliance that cannot be sent
     /// its state could not be told of any session's end either.
     pub(super) over: Vec<(SessionRow, String)>,
@@ -66,11 +68,12 @@ pub(super) fn judge(
 /// resource is not in force.
 pub(super) async fn compose(context: &Context, server: ServerId) -> Result<Option<Composed>, StoreError> {
     let (index, revision) = context.desired.in_force();
-    let standing = context.store.server_standing(server).await?.unwrap_or(ServerStanding::Revoked);
+    let known = context.store.server_standing_and_secret(server).await?;
+    let (standing, secret_due) = known.unwrap_or((ServerStanding::Revoked, false));
     let mut sessions = HashSet::new();
     if standing == ServerStanding::Revoked {
         let entries = Entries::default();
-        return Ok(Some(Composed { entries, bytes: 0, sessions, revision, over: Vec::new() }));
+        return Ok(Some(Composed { entries, bytes: 0, sessions, revision, secret_due, over: Vec::new() }));
     }
     let Some(state) = base_state(&index, server) else { return Ok(None) };
     let base = Entries::encode(&state);
@@ -98,5 +101,5 @@ pub(super) async fn compose(context: &Context, server: ServerId) -> Result<Optio
     }
     let base = base.iter().map(|(id, body)| (id.clone(), body.clone()));
     let entries = base.chain(admitted).collect();
-    Ok(Some(Composed { entries, bytes, sessions, revision, over }))
+    Ok(Some(Composed { entries, bytes, sessions, revision, secret_due, over }))
 }

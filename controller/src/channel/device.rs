@@ -17,6 +17,7 @@ use tokio::{
 use super::{
     Context, accept,
     appliance::internal,
+    device_news,
     key_news::KeyTalk,
     opening::Remote,
     refusals,
@@ -161,6 +162,9 @@ impl Device<'_> {
     }
 
     async fn open(&mut self, wire: &mut Wire, mail: DeviceMail) -> Result<(), End> {
+        if mail.make_way {
+            return Err(End::refuse(0, refusals::too_many_of_device()));
+        }
         if mail.keys {
             wire.show_keysets().await?;
         }
@@ -170,6 +174,10 @@ impl Device<'_> {
                 reason: note.reason.to_string(),
             };
             wire.send(0, Say::SessionEnded(ended)).await?;
+        }
+        if let Some(session) = mail.check {
+            let asked = proto::CheckSession { session: session.as_bytes().to_vec() };
+            wire.send(0, Say::CheckSession(asked)).await?;
         }
         self.elsewhere = mail.elsewhere.or(self.elsewhere.take());
         Ok(())
@@ -254,10 +262,7 @@ impl Device<'_> {
             }
             Heard::GetSettings(_) => Some(self.settings(None).await),
             Heard::PutSettings(put) => Some(self.settings(Some(put)).await),
-            Heard::WrapSettingsKey(wrap) => {
-                let seated = self.seated.as_ref()?;
-                self.context.wrap_settings_key(&seated.record, wrap.keys).await.err().map(Err)
-            }
+            Heard::WrapSettingsKey(wrap) => self.wrap_settings_key(wrap.keys).await.err().map(Err),
             Heard::KeyTaken(taken) => Some(self.key_taken(&taken).await),
             Heard::ClaimHandover(claim) => Some(self.context.handed_over(self.remote, &claim).await),
             _ => Some(Err(refusals::wrong_order("this message"))),
@@ -271,12 +276,23 @@ impl Device<'_> {
 
     /// The settings that follow the user, after the device's change of them if it makes one.
     async fn settings(&mut self, put: Option<proto::PutSettings>) -> Result<Say, Refusal> {
-        let device = self.current().await?;
-        let standing = device.standing(self.context.now());
-        if standing != DeviceStanding::Good {
-            return Err(sessions::standing_refusal(standing));
-        }
+        let device = self.good().await?;
         self.context.user_settings(&device, put).await
+    }
+
+    /// What a device wraps is believed by the others of its user: it must be one of them now.
+    async fn wrap_settings_key(&mut self, keys: Vec<proto::WrappedKey>) -> Result<(), Refusal> {
+        let device = self.good().await?;
+        self.context.wrap_settings_key(&device, keys).await
+    }
+
+    /// The device as it is now, if nothing speaks against it or its key.
+    async fn good(&mut self) -> Result<DeviceRecord, Refusal> {
+        let device = self.current().await?;
+        match device.standing(self.context.now()) {
+            DeviceStanding::Good => Ok(device),
+            standing => Err(sessions::standing_refusal(standing)),
+        }
     }
 
     async fn enrol(&mut self, enrol: &proto::EnrolDevice) -> Result<Say, Refusal> {
@@ -291,6 +307,7 @@ impl Device<'_> {
         let key = KeyId::from_slice(&enrol.key_id).ok_or_else(|| malformed("key_id"))?;
         let secret = TaggedSecret::from_slice(&enrol.secret).ok_or_else(|| malformed("secret"))?;
         let info = convert::decode_device(enrol).map_err(|e| refusals::malformed(&e.to_string()))?;
+        device_news::check_info(self.context, self.remote, &info)?;
         let enrolled = match self.context.store.enrol_device(key, &secret, self.remote.key, &info, now).await
         {
             Ok(enrolled) => enrolled,
@@ -324,12 +341,8 @@ impl Device<'_> {
     }
 
     async fn list_servers(&mut self) -> Result<Say, Refusal> {
-        let device = self.current().await?;
-        let standing = device.standing(self.context.now());
+        let device = self.good().await?;
         let index = self.context.desired.index();
-        if standing != DeviceStanding::Good {
-            return Err(sessions::standing_refusal(standing));
-        }
         let (store, live) = (&self.context.store, &*self.context.live);
         let servers =
             servers::list(store, live, &index, &device).await.map_err(|e| refusals::internal(&e))?;

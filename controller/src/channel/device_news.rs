@@ -25,6 +25,18 @@ fn malformed(field: &str) -> Refusal {
     refusals::malformed(&format!("the field '{field}' has another length"))
 }
 
+/// Holds what a device says of itself against the payload rules.
+pub(super) fn check_info(context: &Context, remote: Remote, info: &DeviceInfo) -> Result<(), Refusal> {
+    let texts = [
+        ("name", info.name.as_str()),
+        ("platform", info.platform.as_str()),
+        ("os_version", info.os_version.as_str()),
+        ("app_version", info.app_version.as_str()),
+        ("hardware_fingerprint", info.hardware_fingerprint.as_str()),
+    ];
+    context.check_texts(remote, &texts)
+}
+
 impl Context {
     /// A device says which machine it runs on.
     pub(super) async fn device_hello(
@@ -42,6 +54,7 @@ impl Context {
             app_version: text(hello.app_version, "app_version")?,
             hardware_fingerprint: text(hello.hardware_fingerprint, "hardware_fingerprint")?,
         };
+        check_info(self, remote, &info)?;
         let policy = self.desired.index().security_policy(&device.namespace).devices.fingerprint_change;
         let address = remote.address.ip();
         let noted = self.store.note_machine(device.id, &info, address, policy, self.now()).await;
@@ -59,6 +72,10 @@ impl Context {
         report: &proto::SessionReport,
     ) -> Result<(), Refusal> {
         let session = SessionId::from_slice(&report.session).ok_or_else(|| malformed("session"))?;
+        if !report.connected {
+            let noted = self.store.note_client_absent(device.id, session, self.now()).await;
+            return noted.map_err(|e| refusals::internal(&e));
+        }
         let counted = ClientReport { session, sent: report.bytes_sent, received: report.bytes_received };
         let noted = self.store.note_client_report(device.id, &counted, self.now()).await;
         if let Some(difference) = noted.map_err(|e| refusals::internal(&e))? {

@@ -122,6 +122,7 @@ impl Context {
             Hint::SessionEnded { session, device, reason } => {
                 self.registry.tell_device(device, &EndNote { session, reason });
             }
+            Hint::CheckSession { session, device } => self.registry.check_session(device, session),
             Hint::MakeWay { server, lease } => self.registry.evict_older(server, lease),
             Hint::ProveAlive { server, lease, question } => {
                 self.registry.ask(server, lease, Asker::There(question));

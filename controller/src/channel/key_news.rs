@@ -6,6 +6,7 @@ use std::{
 };
 
 use horizon_controller_core::rotation::warning;
+use horizon_crds::SuspiciousDevices;
 use horizon_model::{KeyId, Secret};
 use horizon_wire::{
     handing,
@@ -103,7 +104,9 @@ impl KeyTalk {
             say.push(Say::KeyNotice(notice.clone()));
         }
         self.told = Some(notice);
-        if let Some((version, sealed, old_end)) = context.store.delivery_for(device.id, now).await?
+        let policy = context.desired.index().security_policy(&device.namespace).devices.suspicious;
+        let doubted = policy == SuspiciousDevices::Allowed;
+        if let Some((version, sealed, old_end)) = context.store.delivery_for(device.id, doubted, now).await?
             && self.given != Some(version)
         {
             self.given = Some(version);

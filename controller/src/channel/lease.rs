@@ -56,7 +56,8 @@ impl Context {
                     self.clone_came(server, record, incarnation).await;
                     return Err(End::refuse(request, refusals::clone_of(&record.name)));
                 }
-                turn = self.turn(request).await?;
+                // It took its time, for a reason that has nothing to do with how many come.
+                turn = self.turn(request, Instant::now()).await?;
             }
             attachment.expected = holder.map(|holder| holder.lease);
             let attached = self.store.attach(&attachment, self.now()).await.map_err(internal(request))?;
@@ -71,9 +72,9 @@ impl Context {
         Err(End::refuse(request, refusals::contended(&record.name)))
     }
 
-    /// The turn of an appliance that arrives; an end when it would come too late.
-    pub(super) async fn turn(&self, request: u64) -> Result<Option<Turn<'_>>, End> {
-        self.arrivals.turn().await.map_err(|away| End::refuse(request, refusals::crowded(away)))
+    /// The turn of an appliance that arrives, whose attempt began at `since`; an end when it would come too late.
+    pub(super) async fn turn(&self, request: u64, since: Instant) -> Result<Option<Turn<'_>>, End> {
+        self.arrivals.turn(since).await.map_err(|away| End::refuse(request, refusals::crowded(away)))
     }
 
     /// Whether the connection that holds a server's channel has an appliance that lives. One that says nothing does not.

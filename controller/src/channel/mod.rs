@@ -27,6 +27,7 @@ mod key_news;
 mod keys;
 mod lease;
 mod leave;
+mod look;
 mod opening;
 mod policies;
 mod probe;
@@ -55,8 +56,10 @@ use std::{
     time::Duration,
 };
 
+use aws_lc_rs::hmac;
 use horizon_channel::Listener;
 use horizon_controller_core::Index;
+use horizon_model::Secret;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::{
@@ -168,6 +171,15 @@ struct Context {
     full_warning: Mutex<Option<Timestamp>>,
 }
 
+/// What replicas derive for packets: every replica has the same from its start on, and what another has is no more than a reason to
+/// ask anew.
+fn packets(store: &Store) -> Secret {
+    let shared = store.shared_keys();
+    let key = hmac::Key::new(hmac::HMAC_SHA256, shared[0].expose());
+    let derived = hmac::sign(&key, b"horizon control packets v1");
+    Secret::from_slice(derived.as_ref()).expect("an HMAC-SHA256 tag has 32 bytes")
+}
+
 /// The controller's side of the control channel, listening.
 pub struct ChannelServer {
     context: Arc<Context>,
@@ -184,7 +196,7 @@ impl ChannelServer {
         let ChannelOptions { listen, keys, store, live, desired, replica, leadership, .. } = options;
         let ChannelOptions { geo, detect, blocks, metrics, settings, .. } = options;
         let now = keys.now();
-        let listener = Listener::bind_replica(listen, &now.tls, &now.common())?;
+        let listener = Listener::bind_replica(listen, &now.tls, &packets(&store))?;
         let beats = Heartbeats::start(store.clone());
         let (stopper, stop) = stop();
         let context = Arc::new(Context {

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use horizon_channel::Peer;
+use horizon_controller_core::payload::Rules;
 use horizon_model::PublicKey;
 use horizon_wire::{
     challenge, keyset,
@@ -11,13 +12,17 @@ use horizon_wire::{
     version,
 };
 use ipnet::IpNet;
+use tokio::time::Instant;
 
 use super::{
     Context, accept, appliance, device, refusals,
     unproven::Place,
     wire::{End, Wire},
 };
-use crate::store::{NewEvent, Severity, Source};
+use crate::{
+    detect::Door,
+    store::{NewEvent, Severity, Source},
+};
 
 /// Who is at the other end.
 #[derive(Clone, Copy, Debug)]
@@ -26,15 +31,17 @@ pub(super) struct Remote {
     pub(super) key: PublicKey,
     /// Where it is.
     pub(super) address: SocketAddr,
+    /// When its first packet was taken.
+    pub(super) since: Instant,
     /// What binds a statement to the connection, with a peer that answers every type of challenge.
     pub(super) binding: Option<[u8; 32]>,
 }
 
 /// Talks to a peer until one of the two ends it.
-pub(super) async fn serve(context: Arc<Context>, peer: Peer) {
+pub(super) async fn serve(context: Arc<Context>, peer: Peer, since: Instant) {
     let capable = peer.hello.features.iter().any(|feature| feature == challenge::FEATURE);
     let binding = capable.then(|| horizon_channel::binding(&peer.connection)).flatten();
-    let remote = Remote { key: peer.key, address: peer.remote, binding };
+    let remote = Remote { key: peer.key, address: peer.remote, since, binding };
     let hello = peer.hello.clone();
     // What happens once is boxed, and so is one of the two kinds of conversation: the task is as large as its largest part.
     let mut wire = Wire::new(peer, context.settings.messages_per_second, context.settings.send_patience);
@@ -161,6 +168,19 @@ impl Context {
             data: serde_json::Value::Null,
         };
         self.record(&event).await;
+    }
+
+    /// Holds what a peer says of itself against the payload rules.
+    pub(super) fn check_texts(&self, remote: Remote, texts: &[(&str, &str)]) -> Result<(), Refusal> {
+        let rules = Rules::from(&accept::policy(&self.desired.index()).payload);
+        for (field, text) in texts {
+            if let Err(hit) = rules.text(text) {
+                let refusal = refusals::payload(field, &hit.to_string());
+                self.detect.refused_payload(remote.address.ip(), Door::Channel, hit);
+                return Err(refusal);
+            }
+        }
+        Ok(())
     }
 
     /// Records a security event; that it cannot be recorded stops nothing else.

@@ -35,6 +35,12 @@ pub(super) fn malformed(what: &str) -> Refusal {
     Refusal::new(RefusalCode::Malformed, format!("a message cannot be used: {what}"), remedy)
 }
 
+/// A text that the payload rules refuse.
+pub(super) fn payload(field: &str, why: &str) -> Refusal {
+    let remedy = "leave it out; an administrator can change the rules: payload of a SecurityPolicy";
+    Refusal::new(RefusalCode::Malformed, format!("the field '{field}' is not taken: {why}"), remedy)
+}
+
 /// A server whose appliance arrives in several places at once.
 pub(super) fn contended(name: &str) -> Refusal {
     let message = format!("several connections want to speak for server '{name}' at the same time");
@@ -144,6 +150,12 @@ pub(super) fn replaced() -> Refusal {
         "nothing, if it is this appliance's",
     )
     .retry_after(SOON)
+}
+
+/// One connection of a device too many.
+pub(super) fn too_many_of_device() -> Refusal {
+    let message = "this device has too many connections, of which this was the oldest";
+    Refusal::new(RefusalCode::Limit, message, "nothing, if it is still connected").retry_after(SOON)
 }
 
 /// A device that is not enrolled.

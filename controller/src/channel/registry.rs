@@ -37,11 +37,18 @@ pub(super) struct Mail {
     pub(super) askers: Vec<Asker>,
 }
 
+/// The most connections of one device: more than it has while it moves between networks.
+const MOST_OF_A_DEVICE: usize = 8;
+
 /// What waits for a device's task.
 #[derive(Debug, Default)]
 pub(super) struct DeviceMail {
+    /// The device has too many connections, of which this is the oldest.
+    pub(super) make_way: bool,
     /// Sessions that ended.
     pub(super) ended: Vec<EndNote>,
+    /// A session of which it is to report at once.
+    pub(super) check: Option<SessionId>,
     /// There is a newer KeySet.
     pub(super) keys: bool,
     /// Where the device is to go.
@@ -190,12 +197,19 @@ impl Registry {
         lock(&self.0.servers).keys().copied().collect()
     }
 
-    /// Takes a place among the connections of a device.
+    /// Takes a place among the connections of a device. When there are too many the oldest is asked to make way: one device must
+    /// not fill the controller.
     pub(super) fn seat_device(&self, device: DeviceId) -> DeviceSeat {
         let mailbox = Arc::new(Mailbox::default());
         let number = self.0.next.fetch_add(1, Ordering::Relaxed);
         let entry = DeviceEntry { number, mailbox: mailbox.clone() };
-        lock(&self.0.devices).seats.entry(device).or_default().push(entry);
+        let mut devices = lock(&self.0.devices);
+        let seats = devices.seats.entry(device).or_default();
+        seats.push(entry);
+        if let Some(over) = seats.len().checked_sub(MOST_OF_A_DEVICE) {
+            seats.iter().take(over).for_each(|old| old.mailbox.put(|mail| mail.make_way = true));
+        }
+        drop(devices);
         DeviceSeat { registry: self.clone(), device, number, mailbox }
     }
 
@@ -224,6 +238,13 @@ impl Registry {
                     mail.ended.push(note.clone());
                 }
             });
+        }
+    }
+
+    /// Has a device report of a session at once.
+    pub(super) fn check_session(&self, device: DeviceId, session: SessionId) {
+        for entry in lock(&self.0.devices).seats.get(&device).into_iter().flatten() {
+            entry.mailbox.put(|mail| mail.check = Some(session));
         }
     }
 
@@ -361,6 +382,22 @@ mod tests {
         assert!(mail.changed && !mail.make_way);
         assert_eq!((mail.askers.len(), mail.elsewhere), (1, Some(away)));
         assert!(seat.mail().now_or_never().is_none());
+    }
+
+    #[test]
+    fn a_device_has_so_many_connections_and_the_oldest_make_way() {
+        let registry = Registry::default();
+        let (device, other) = (DeviceId(Uuid::from_u128(1)), DeviceId(Uuid::from_u128(2)));
+        let leaves = |seat: &DeviceSeat| seat.mail().now_or_never().is_some_and(|mail| mail.make_way);
+        let first = registry.seat_device(device);
+        let rest: Vec<_> = (1..MOST_OF_A_DEVICE).map(|_| registry.seat_device(device)).collect();
+        let _other = registry.seat_device(other);
+        assert!(!leaves(&first));
+        let newest = registry.seat_device(device);
+        assert!(leaves(&first) && !leaves(&rest[0]) && !leaves(&newest));
+        drop(first);
+        let _another = registry.seat_device(device);
+        assert!(leaves(&rest[0]) && !leaves(&rest[1]));
     }
 
     #[test]

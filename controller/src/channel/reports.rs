@@ -101,6 +101,7 @@ impl Appliance<'_> {
         if current {
             // Of a state that it does not hold yet, or holds from before a backup was restored, nothing follows.
             self.note_behavior(&noted);
+            self.looks.reported();
             self.context.metrics.apply_seconds.observe(self.sent_at.elapsed().as_secs_f64());
             self.has_applied(&report.problems).await?;
         }
@@ -133,10 +134,31 @@ impl Appliance<'_> {
         if !applied.activated.is_empty() || !applied.failed.is_empty() {
             context.sessions_moved();
         }
-        let generation = self.sent.as_ref().map_or(0, |sent| sent.generation);
-        self.context.live.publish(Hint::StateApplied { server: self.server, generation });
+        self.confirmed = true;
+        self.tell_applied();
         self.start_probe();
         Ok(())
+    }
+
+    /// Lets go of sessions that ended before they were in any state that was sent: no report will tell of them.
+    pub(super) async fn release_unsent(&mut self) -> Result<(), StoreError> {
+        if !self.confirmed {
+            return Ok(());
+        }
+        let (context, held) = (self.context, &self.sent_sessions);
+        let applied = context
+            .store
+            .note_sessions_applied(self.server, self.seat.lease, held, &[], context.now())
+            .await?;
+        if applied.released {
+            self.tell_applied();
+        }
+        Ok(())
+    }
+
+    fn tell_applied(&self) {
+        let generation = self.sent.as_ref().map_or(0, |sent| sent.generation);
+        self.context.live.publish(Hint::StateApplied { server: self.server, generation });
     }
 
     /// Raises an event for what cannot happen by mistake at once, and for the rest when it is too much.

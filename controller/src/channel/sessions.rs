@@ -307,6 +307,7 @@ async fn ticket(
         capabilities: granted.capabilities.clone(),
         mtu: granted.mtu,
         issued: context.now(),
+        failover: granted.failover,
     })
 }
 

@@ -15,6 +15,10 @@ pub struct ChannelSettings {
     pub challenge_patience: Duration,
     /// How often an appliance is looked at again; `None`: as often as the policy says.
     pub challenge_pace: Option<Duration>,
+    /// How often a live session of an appliance is looked at; `None`: as often as the policy says that it is challenged.
+    pub look_pace: Option<Duration>,
+    /// How long a session must last before it is looked at, and its ends contradict each other before it ends.
+    pub look_patience: Duration,
     /// How long the live incarnation of a server may take to answer when another one comes.
     pub clone_patience: Duration,
     /// How long an appliance may take to take in a session.
@@ -55,6 +59,8 @@ impl Default for ChannelSettings {
             messages_per_second: 100,
             challenge_patience: Duration::from_secs(10),
             challenge_pace: None,
+            look_pace: None,
+            look_patience: Duration::from_secs(90),
             clone_patience: Duration::from_secs(5),
             session_patience: Duration::from_secs(10),
             takeover_grace: Duration::from_secs(90),

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use horizon_channel::{Peer, ReceiveError, Receiver, Sender};
 use horizon_model::PublicKey;
 use horizon_wire::{
+    frame::MAX_TO_CONTROLLER,
     proto::{self, KeyUse, from_controller, to_controller},
     refusal::Refusal,
 };
@@ -86,6 +87,11 @@ impl Wire {
     /// Where the peer is now.
     pub(super) fn remote(&self) -> std::net::SocketAddr {
         self.connection.remote_address()
+    }
+
+    /// The peer is an appliance of ours: its reports may be long.
+    pub(super) fn takes_reports(&mut self) {
+        self.receiver.set_limit(MAX_TO_CONTROLLER);
     }
 
     /// The peer is shown these KeySets in the Welcome.

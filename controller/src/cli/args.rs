@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use horizon_crds::{DEFAULT_NAMESPACE, IdentityDigest, KindName, Name, TimeSpan};
 
 use super::admin::AdminCommand;
+use super::backup::{BackupArgs, RestoreArgs};
+use super::envelope::EnvelopeCommand;
 use super::security_args::{AnomaliesCommand, BlockArgs, EventsCommand, FlagArgs, NotificationsCommand};
 use super::{
     device::DeviceCommand,
@@ -56,6 +58,13 @@ pub enum Command {
     /// nothing; controllers of the version before go on meanwhile.
     #[command(after_help = settings_help())]
     Migrate(Box<Settings>),
+    /// Make a backup while the controller runs: one encrypted file with the database, the keys, the settings and what is declared
+    /// in files.
+    #[command(after_help = BACKUP_EXAMPLES)]
+    Backup(Box<BackupArgs>),
+    /// Restore a backup into an empty system. Appliances and devices come back by themselves.
+    #[command(after_help = RESTORE_EXAMPLES)]
+    Restore(Box<RestoreArgs>),
     /// Show settings.
     Config {
         /// What to do.
@@ -193,6 +202,12 @@ pub enum Command {
         #[command(subcommand)]
         command: AuditCommand,
     },
+    /// The key that everything sealed in the database hangs on.
+    Envelope {
+        /// What to do.
+        #[command(subcommand)]
+        command: EnvelopeCommand,
+    },
     /// Replace keys now.
     Rotate {
         /// What.
@@ -289,6 +304,18 @@ fn settings_help() -> String {
     )
 }
 
+const BACKUP_EXAMPLES: &str = "\
+Examples:
+  horizon-controller backup --to horizon.backup                      asks for a passphrase
+  horizon-controller backup key --to horizon-backup.key              makes a key, prints its public half
+  horizon-controller backup --to horizon.backup --recipient KEY      needs no secret
+  horizon-controller backup verify --from horizon.backup --key-file horizon-backup.key";
+
+const RESTORE_EXAMPLES: &str = "\
+Examples:
+  horizon-controller --config my-org/config.toml restore --from horizon.backup
+  horizon-controller restore --from horizon.backup --key-file horizon-backup.key --root ROOT";
+
 const GET_EXAMPLES: &str = "\
 Examples:
   horizon-controller get all
@@ -341,6 +368,15 @@ pub struct AuditVerifyArgs {
     /// A database file of SQLite, such as a copy. Unset: the database of the settings.
     #[arg(long, value_name = "FILE")]
     pub database: Option<PathBuf>,
+    /// A backup. Unset: the database of the settings.
+    #[arg(long, value_name = "FILE", conflicts_with = "database")]
+    pub backup: Option<PathBuf>,
+    /// The file with the private half of the key that the backup was made for. Unset: its passphrase, which is asked for.
+    #[arg(long, value_name = "FILE", requires = "backup")]
+    pub key_file: Option<PathBuf>,
+    /// A file with the passphrase of the backup; `-` is standard input.
+    #[arg(long, value_name = "FILE", requires = "backup", conflicts_with = "key_file")]
+    pub passphrase_file: Option<PathBuf>,
     /// What appliances witnessed: a file, or a directory of such files.
     #[arg(long, value_name = "FILE|DIR")]
     pub witnesses: Vec<PathBuf>,

@@ -12,6 +12,7 @@ use horizon_wire::{audit, proto};
 
 use super::{
     args::{AuditVerifyArgs, Output},
+    backup::{OpenArgs, opener},
     write_value,
 };
 use crate::{
@@ -31,20 +32,24 @@ pub(super) async fn verify(
     args: AuditVerifyArgs,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitCode> {
-    let AuditVerifyArgs { database, witnesses, output, settings } = args;
-    let database = match database {
-        Some(path) => {
-            anyhow::ensure!(path.is_file(), "there is no file {}", path.display());
-            Database::Sqlite(path)
-        }
-        None => app::database(&Config::load(file, settings)?)?,
-    };
+    let AuditVerifyArgs { database, backup, key_file, passphrase_file, witnesses, output, settings } = args;
     let mut kept = Vec::new();
     for path in &witnesses {
         read_witnesses(path, &mut kept)
             .with_context(|| format!("cannot read the witnesses in {}", path.display()))?;
     }
-    let report = verify_audit(database, &kept, jiff::Timestamp::now()).await?;
+    let now = jiff::Timestamp::now();
+    let report = match (backup, database) {
+        (Some(from), _) => {
+            let opener = opener(&OpenArgs { from: from.clone(), key_file, passphrase_file })?;
+            crate::backup::verify_audit(&from, &opener, &kept, now).await?
+        }
+        (None, Some(path)) => {
+            anyhow::ensure!(path.is_file(), "there is no file {}", path.display());
+            verify_audit(Database::Sqlite(path), &kept, now).await?
+        }
+        (None, None) => verify_audit(app::database(&Config::load(file, settings)?)?, &kept, now).await?,
+    };
     match output {
         Output::Table | Output::Wide => tell(&report, &kept, out)?,
         output => write_value(out, &report, output)?,

@@ -127,6 +127,8 @@ fn tell(detail: &Detail, now: jiff::Timestamp, out: &mut dyn Write) -> io::Resul
     records(out, "Identity", &detail.factors, &factors, now)?;
     let challenges = ["age:.asked", "challenge:.type", "right:.right", "what:.detail"];
     records(out, "Challenges", &detail.challenges, &challenges, now)?;
+    let rotations = ["age:.time", "kind:.type", "who:.by", "why:.reason", "unconfirmed:.unconfirmed"];
+    records(out, "Rotations", &detail.rotations, &rotations, now)?;
     records(
         out,
         "Security events",

@@ -3,11 +3,14 @@
 mod admin;
 mod args;
 mod audit;
+mod backup;
 mod columns;
 mod describe;
 mod device;
 mod diff;
+mod envelope;
 mod get;
+mod prompt;
 mod records;
 mod rotate;
 mod run;

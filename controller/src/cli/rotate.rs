@@ -10,6 +10,7 @@ use crate::api::{
     client::Client,
     model::{HandedOver, HandoverRequest, Issued, KeyStringRequest, Recorded, RotationRequest},
 };
+use crate::store::ENVELOPE_CLASS;
 
 /// What is rotated.
 #[derive(Debug, Subcommand)]
@@ -18,6 +19,7 @@ pub enum RotateCommand {
     /// once, and whoever still proves it is refused.
     #[command(
         after_help = "Examples:\n  horizon-controller rotate keys --class tls --reason 'every year'\n  \
+        horizon-controller rotate keys --class envelope --reason 'every year'\n  \
         horizon-controller rotate keys --class state --emergency --reason 'a backup was stolen'\n\
         See how far it is: horizon-controller status"
     )]
@@ -26,10 +28,13 @@ pub enum RotateCommand {
         #[arg(long, value_enum, value_delimiter = ',', required = true)]
         class: Vec<Class>,
         /// The old key may be in wrong hands: it is dropped at once.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "compromised")]
         emergency: bool,
+        /// The old key is in wrong hands: it is dropped at once.
+        #[arg(long)]
+        compromised: bool,
         /// For how long the old key is still trusted. Unset: as the policy says, or 7 days.
-        #[arg(long, conflicts_with = "emergency")]
+        #[arg(long, conflicts_with_all = ["emergency", "compromised"])]
         overlap: Option<TimeSpan>,
         /// Why, for the audit trail.
         #[arg(long)]
@@ -98,6 +103,8 @@ pub enum Class {
     State,
     /// Which signs tickets.
     Ticket,
+    /// What seals the secrets of the database: every one of them is sealed anew.
+    Envelope,
     /// Which signs the others. Tokens that are handed out pin it; those of the old one go on to work, unless it was stolen.
     Root,
 }
@@ -109,6 +116,7 @@ impl Class {
             Self::State => "state",
             Self::Ticket => "ticket",
             Self::Root => "root",
+            Self::Envelope => ENVELOPE_CLASS,
         };
         Ok(text.try_into()?)
     }
@@ -121,9 +129,13 @@ pub(super) async fn rotate(
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
     let (request, connection) = match command {
-        RotateCommand::Keys { class, emergency, overlap, reason, connection } => {
+        RotateCommand::Keys { class, emergency, compromised, overlap, reason, connection } => {
             let names = class.into_iter().map(Class::name).collect::<anyhow::Result<_>>()?;
-            let kind = if emergency { RotationType::Emergency } else { RotationType::Scheduled };
+            let kind = match (emergency, compromised) {
+                (_, true) => RotationType::Compromised,
+                (true, _) => RotationType::Emergency,
+                _ => RotationType::Scheduled,
+            };
             let namespace = DEFAULT_NAMESPACE.try_into()?;
             let target = RotationTarget::ControllerKeys;
             (RotationRequest { namespace, target, names, kind, reason, overlap }, connection)

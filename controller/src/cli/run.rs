@@ -14,7 +14,7 @@ use horizon_hardening::{Program, harden};
 use super::{
     admin,
     args::{AuditCommand, Cli, Command, ConfigCommand, Connection, Described},
-    audit, describe, device, diff, get, rotate, security, status, validate,
+    audit, backup, describe, device, diff, envelope, get, rotate, security, status, validate,
 };
 use crate::{
     api::{
@@ -84,6 +84,9 @@ pub async fn execute(cli: Cli, out: &mut dyn Write, err: &mut dyn Write) -> anyh
             let report = app::migrate(&Config::load(file, *settings)?).await?;
             tell_migration(&report, out, err)?;
         }
+        Command::Backup(args) => return backup::backup(file, *args, now, out, err).await,
+        Command::Envelope { command } => return envelope::envelope(file, command, out).await,
+        Command::Restore(args) => backup::restore(file, *args, now, out, err).await?,
         Command::Config { command: ConfigCommand::Print(settings) } => {
             write!(out, "{}", Config::load(file, *settings)?.to_toml())?;
         }

@@ -30,6 +30,9 @@ fn tell(status: &Status, now: jiff::Timestamp, out: &mut dyn Write) -> io::Resul
     writeln!(out, "Listens on      {}, reached at {}", status.listen, status.advertise.join(", "))?;
     writeln!(out, "Organisation    {}", status.root)?;
     writeln!(out, "Keys            {}", keys(status))?;
+    if !status.envelope.is_empty() {
+        writeln!(out, "Envelope        {}", clean(&status.envelope))?;
+    }
     status.rotations.iter().try_for_each(|line| write_indented(out, line))?;
     writeln!(
         out,
@@ -133,6 +136,7 @@ mod tests {
                 KeySetHolders { role: "appliance".into(), version: 2, peers: 1 },
                 KeySetHolders { role: "appliance".into(), version: 3, peers: 4 },
             ],
+            envelope: "data key 5 since 2026-01-02T00:00:00Z, under file/0011223344556677".into(),
             rotations: vec!["tls key: published, not used yet; scheduled, every year".into()],
             version: "0.1.0".into(),
             started_at: "2026-01-02T00:00:00Z".parse().unwrap(),
@@ -167,6 +171,7 @@ Controller 0.1.0, ready, running for 24h
 Listens on      [::]:7440, reached at 192.0.2.1:7440
 Organisation    abc
 Keys            KeySet 3, held by 4 of 5 appliances and 0 devices
+Envelope        data key 5 since 2026-01-02T00:00:00Z, under file/0011223344556677
   tls key: published, not used yet; scheduled, every year
 Connected       1 appliance, 2 devices, 3 sessions
 Resources       2 Server, from /o/resources

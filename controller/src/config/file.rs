@@ -62,6 +62,8 @@ pub fn read_file(path: &Path) -> Result<Settings, FileError> {
         &mut settings.notifications_file,
         &mut settings.geoip_database,
         &mut settings.geoip_asn_database,
+        &mut settings.pkcs11_module,
+        &mut settings.pkcs11_pin_file,
     ];
     for setting in paths {
         *setting = setting.take().map(|relative| base.join(relative));

@@ -6,7 +6,7 @@ mod settings;
 mod url_file;
 
 pub use file::{FileError, read_file};
-pub use resolve::{Config, ConfigError, Limits, RestConfig, Timeouts};
+pub use resolve::{Config, ConfigError, Limits, Pkcs11Config, RestConfig, Timeouts};
 pub use settings::{
     Advertised, DEFAULT_FILE, LogFormat, SecretName, Settings, SourceKind, commented_file, defaults,
 };

@@ -7,9 +7,11 @@ use std::{
 };
 
 use horizon_crds::{Name, TimeSpan};
+use jiff::SignedDuration;
 use thiserror::Error;
 
 use super::{DEFAULT_FILE, FileError, LogFormat, SecretName, Settings, SourceKind, read_file};
+use crate::store::Retention;
 
 /// Bounds on what peers may use of a controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +48,19 @@ pub struct RestConfig {
     pub key: Option<PathBuf>,
 }
 
+/// Where an envelope key in hardware is found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pkcs11Config {
+    /// The module.
+    pub module: PathBuf,
+    /// The token's label.
+    pub token: String,
+    /// The key's label.
+    pub key: String,
+    /// The file with the PIN; `None` for the environment.
+    pub pin_file: Option<PathBuf>,
+}
+
 /// All that a controller is told when it starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -69,6 +84,8 @@ pub struct Config {
     pub redis_url_file: Option<PathBuf>,
     /// The Secret with the organisation's keys; `None` for `keys` in the data directory.
     pub keys_secret: Option<SecretName>,
+    /// The envelope key in hardware; `None` for one that lies with the organisation's keys.
+    pub pkcs11: Option<Pkcs11Config>,
     /// The name of this replica.
     pub replica: String,
     /// For how long a leader leads without renewing.
@@ -87,6 +104,8 @@ pub struct Config {
     pub rest: RestConfig,
     /// The file that says how administrators are notified.
     pub notifications_file: Option<PathBuf>,
+    /// For how long things are kept.
+    pub retention: Retention,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// What is logged.
@@ -143,6 +162,10 @@ impl Config {
         let span = |value: Option<TimeSpan>, default| value.map_or(default, Duration::from);
         let ms = Duration::from_millis;
         let secs = Duration::from_secs;
+        let default = Retention::default();
+        let kept = |value: Option<TimeSpan>, default: SignedDuration| {
+            value.map_or(default, |span| SignedDuration::try_from(span.get()).unwrap_or(SignedDuration::MAX))
+        };
         let config = Self {
             source: settings.source.unwrap_or_default(),
             kubernetes_namespaces: settings.kubernetes_namespaces.unwrap_or_default(),
@@ -153,6 +176,12 @@ impl Config {
             migration_url_file: settings.migration_url_file.map(absolute),
             redis_url_file: settings.redis_url_file.map(absolute),
             keys_secret: settings.keys_secret,
+            pkcs11: pkcs11(
+                settings.pkcs11_module,
+                settings.pkcs11_token,
+                settings.pkcs11_key,
+                settings.pkcs11_pin_file,
+            )?,
             replica: settings.replica.unwrap_or_else(host_name),
             lease_duration: span(settings.lease_duration, secs(3)),
             resources: absolute(settings.resources.unwrap_or_else(|| "resources".into())),
@@ -171,6 +200,16 @@ impl Config {
                 listen: settings.rest_listen,
                 certificate: settings.rest_certificate.map(absolute),
                 key: settings.rest_key.map(absolute),
+            },
+            retention: Retention {
+                beats: kept(settings.keep_heartbeats, default.beats),
+                metrics: kept(settings.keep_traffic, default.metrics),
+                challenges: kept(settings.keep_challenges, default.challenges),
+                addresses: kept(settings.keep_addresses, default.addresses),
+                events: kept(settings.keep_events, default.events),
+                sessions: kept(settings.keep_sessions, default.sessions),
+                audit: kept(settings.keep_audit, default.audit),
+                replicas: default.replicas,
             },
             log_format: settings.log_format.unwrap_or_default(),
             log_level: settings.log_level.unwrap_or_else(|| "info".into()),
@@ -200,6 +239,22 @@ impl Config {
         for (setting, value, allowed, range) in spans {
             if !allowed.contains(&value) {
                 return Err(ConfigError::OutOfRange { setting, value: format!("{value:?}"), range });
+            }
+        }
+        let day = SignedDuration::from_hours(24);
+        let retention = config.retention;
+        let kept = [
+            ("keep_heartbeats", retention.beats, SignedDuration::from_hours(1), "1h to 3650d"),
+            ("keep_traffic", retention.metrics, day, "1d to 3650d"),
+            ("keep_challenges", retention.challenges, day, "1d to 3650d"),
+            ("keep_addresses", retention.addresses, SignedDuration::from_hours(1), "1h to 3650d"),
+            ("keep_events", retention.events, day, "1d to 3650d"),
+            ("keep_sessions", retention.sessions, day, "1d to 3650d"),
+            ("keep_audit", retention.audit, day * 90, "90d to 3650d"),
+        ];
+        for (setting, value, least, range) in kept {
+            if value < least || value > day * 3650 {
+                return Err(ConfigError::OutOfRange { setting, value: format!("{value:#}"), range });
             }
         }
         let numbers = [
@@ -265,6 +320,7 @@ impl Config {
     /// The settings that give this configuration, for `config print`. No setting is secret: keys are files of their own.
     pub fn to_toml(&self) -> String {
         let span = |d: Duration| format!("{}ms", d.as_millis()).parse::<TimeSpan>().ok();
+        let whole = |d: SignedDuration| format!("{}s", d.as_secs()).parse::<TimeSpan>().ok();
         let some = |names: &[Name]| (!names.is_empty()).then(|| names.to_vec());
         let settings = Settings {
             source: Some(self.source),
@@ -277,6 +333,10 @@ impl Config {
             migration_url_file: self.migration_url_file.clone(),
             redis_url_file: self.redis_url_file.clone(),
             keys_secret: self.keys_secret.clone(),
+            pkcs11_module: self.pkcs11.as_ref().map(|at| at.module.clone()),
+            pkcs11_token: self.pkcs11.as_ref().map(|at| at.token.clone()),
+            pkcs11_key: self.pkcs11.as_ref().map(|at| at.key.clone()),
+            pkcs11_pin_file: self.pkcs11.as_ref().and_then(|at| at.pin_file.clone()),
             replica: Some(self.replica.clone()),
             lease_duration: span(self.lease_duration),
             data: Some(self.data.clone()),
@@ -288,6 +348,13 @@ impl Config {
             rest_listen: self.rest.listen,
             rest_certificate: self.rest.certificate.clone(),
             rest_key: self.rest.key.clone(),
+            keep_heartbeats: whole(self.retention.beats),
+            keep_traffic: whole(self.retention.metrics),
+            keep_challenges: whole(self.retention.challenges),
+            keep_addresses: whole(self.retention.addresses),
+            keep_events: whole(self.retention.events),
+            keep_sessions: whole(self.retention.sessions),
+            keep_audit: whole(self.retention.audit),
             log_format: Some(self.log_format),
             log_level: Some(self.log_level.clone()),
             prune_limit_percent: Some(self.prune_limit_percent),
@@ -315,6 +382,25 @@ impl Config {
     }
 }
 
+fn pkcs11(
+    module: Option<PathBuf>,
+    token: Option<String>,
+    key: Option<String>,
+    pin_file: Option<PathBuf>,
+) -> Result<Option<Pkcs11Config>, ConfigError> {
+    let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+    match (module, token, key) {
+        (None, None, None) if pin_file.is_none() => Ok(None),
+        (Some(module), Some(token), Some(key)) => {
+            Ok(Some(Pkcs11Config { module: absolute(module), token, key, pin_file: pin_file.map(absolute) }))
+        }
+        _ => Err(ConfigError::Contradiction(
+            "only some of pkcs11_module, pkcs11_token and pkcs11_key are set: set all three, or none"
+                .to_owned(),
+        )),
+    }
+}
+
 /// The name of this host, as a replica is called by default.
 fn host_name() -> String {
     nix::unistd::gethostname()
@@ -335,6 +421,8 @@ mod tests {
     fn what_does_not_go_together_is_refused_with_a_sentence() {
         let file = || Some("url".into());
         let refused = |settings: Settings| Config::resolve(settings).unwrap_err().to_string();
+        let half = refused(Settings { pkcs11_token: Some("t".into()), ..Settings::default() });
+        assert!(half.contains("set all three"), "{half}");
         let redis = refused(Settings { redis_url_file: file(), ..Settings::default() });
         assert!(redis.contains("those need Postgres"), "{redis}");
         let migration = refused(Settings { migration_url_file: file(), ..Settings::default() });

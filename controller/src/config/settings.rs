@@ -32,7 +32,11 @@ pub enum SourceKind {
 }
 
 /// Settings that are unset unless somebody sets them; the commented file shows an example of each.
-pub(super) const UNSET: [&str; 14] = [
+pub(super) const UNSET: [&str; 18] = [
+    "pkcs11_module",
+    "pkcs11_token",
+    "pkcs11_key",
+    "pkcs11_pin_file",
     "notifications_file",
     "advertise",
     "kubernetes_namespaces",
@@ -117,6 +121,15 @@ settings! {
     /// The Kubernetes Secret that holds the organisation's keys, `NAMESPACE/NAME`; made if it is not there. Unset: `keys` in
     /// the data directory.
     keys_secret: SecretName = r#""horizon-system/horizon-keys""#, "HORIZON_KEYS_SECRET";
+    /// The PKCS#11 module of a hardware security module, a shared library, that holds the envelope key: what seals the secrets of the
+    /// database hangs on that. Unset: the envelope key is `envelope.key`, with the organisation's keys.
+    pkcs11_module: PathBuf = r#""/usr/lib/softhsm/libsofthsm2.so""#, "HORIZON_PKCS11_MODULE";
+    /// The label of the token.
+    pkcs11_token: String = r#""horizon""#, "HORIZON_PKCS11_TOKEN";
+    /// The label of the AES-256 key on it.
+    pkcs11_key: String = r#""horizon-envelope""#, "HORIZON_PKCS11_KEY";
+    /// A file with the PIN of the token's user. Unset: the environment variable `HORIZON_PKCS11_PIN`.
+    pkcs11_pin_file: PathBuf = r#""pkcs11-pin""#, "HORIZON_PKCS11_PIN_FILE";
     /// The name of this replica. Unset: the name of the host.
     replica: String = r#""horizon-0""#, "HORIZON_REPLICA";
     /// For how long a leader leads without renewing; another replica takes over within about twice that.
@@ -147,6 +160,20 @@ settings! {
     rest_certificate: PathBuf = r#""tls.crt""#, "HORIZON_REST_CERTIFICATE";
     /// The private key of that certificate (PEM).
     rest_key: PathBuf = r#""tls.key""#, "HORIZON_REST_KEY";
+    /// For how long single heartbeats are kept.
+    keep_heartbeats: TimeSpan = r#""24h""#, "HORIZON_KEEP_HEARTBEATS";
+    /// For how long it is kept how much sessions moved, minute by minute.
+    keep_traffic: TimeSpan = r#""30d""#, "HORIZON_KEEP_TRAFFIC";
+    /// For how long challenges and their answers are kept.
+    keep_challenges: TimeSpan = r#""30d""#, "HORIZON_KEEP_CHALLENGES";
+    /// For how long it is kept from where people connected: the addresses of ended sessions and of events.
+    keep_addresses: TimeSpan = r#""90d""#, "HORIZON_KEEP_ADDRESSES";
+    /// For how long security events are kept, and what else is about them.
+    keep_events: TimeSpan = r#""365d""#, "HORIZON_KEEP_EVENTS";
+    /// For how long ended sessions are kept.
+    keep_sessions: TimeSpan = r#""365d""#, "HORIZON_KEEP_SESSIONS";
+    /// For how long the audit trail is kept, by whole months of 30 days.
+    keep_audit: TimeSpan = r#""400d""#, "HORIZON_KEEP_AUDIT";
     /// How log lines are written: `text` or `json`.
     log_format: LogFormat = r#""text""#, "HORIZON_LOG_FORMAT";
     /// What is logged: a level (`error`, `warn`, `info`, `debug`, `trace`) or directives like `info,horizon_channel=debug`.

@@ -1,7 +1,8 @@
-//! Wrong secrets since they were last looked at, counted by address and by key.
+//! Wrong secrets since they were last looked at, counted by address and by key; and what the payload rules refused.
 
 use std::{collections::HashMap, net::IpAddr};
 
+use horizon_controller_core::payload::Hit;
 use uuid::Uuid;
 
 use crate::live::party;
@@ -15,13 +16,34 @@ const MOST_TAKEN: usize = 64;
 pub(super) struct Failures {
     addresses: HashMap<IpAddr, (u32, Option<()>)>,
     keys: HashMap<Uuid, (u32, Option<IpAddr>)>,
+    payloads: HashMap<IpAddr, (u32, Option<(Door, Hit)>)>,
+}
+
+/// By which way something came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// The REST API.
+    Rest,
+    /// The control channel.
+    Channel,
+}
+
+impl Door {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Rest => "rest",
+            Self::Channel => "channel",
+        }
+    }
 }
 
 /// What failed, how often, and the other side of one of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Failed {
     At(IpAddr, u32),
     Of(Uuid, u32, Option<IpAddr>),
+    /// Refused by the payload rules, and why the last one was.
+    Payload(IpAddr, u32, Option<(Door, Hit)>),
 }
 
 impl Failures {
@@ -33,13 +55,20 @@ impl Failures {
         count(&mut self.keys, key, Some(party(from)));
     }
 
+    pub(super) fn payload(&mut self, from: IpAddr, door: Door, hit: Hit) {
+        count(&mut self.payloads, party(from), Some((door, hit)));
+    }
+
     /// Takes those with the most failures, and forgets the rest if there are too many.
     pub(super) fn take(&mut self) -> Vec<Failed> {
         let addresses = self.addresses.drain().map(|(at, (count, _))| Failed::At(at, count));
         let keys = self.keys.drain().map(|(key, (count, from))| Failed::Of(key, count, from));
-        let mut all: Vec<_> = addresses.chain(keys).collect();
+        let payloads = self.payloads.drain().map(|(at, (count, why))| Failed::Payload(at, count, why));
+        let mut all: Vec<_> = addresses.chain(keys).chain(payloads).collect();
         let most = |failed: &Failed| match failed {
-            Failed::At(_, count) | Failed::Of(_, count, _) => std::cmp::Reverse(*count),
+            Failed::At(_, count) | Failed::Of(_, count, _) | Failed::Payload(_, count, _) => {
+                std::cmp::Reverse(*count)
+            }
         };
         all.sort_by_key(most);
         all.truncate(MOST_TAKEN);

@@ -15,6 +15,7 @@ mod tests;
 
 pub use blocks::Blocks;
 pub use facts::{Arrived, Attached, Fact, Who};
+pub use failures::Door;
 pub use run::{DetectOptions, run};
 pub use services::{Observed, Services, watch_services};
 pub use tasks::{Schedule, keep_schedule};
@@ -24,6 +25,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use horizon_controller_core::payload::Hit;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -68,6 +70,12 @@ impl Detect {
         let Some(inner) = &self.0 else { return };
         // Each change is one step, so the counts are whole whatever thread panics.
         inner.failures.lock().unwrap_or_else(PoisonError::into_inner).at(from);
+    }
+
+    /// Counts a body or a text that the payload rules refused.
+    pub fn refused_payload(&self, from: IpAddr, door: Door, hit: Hit) {
+        let Some(inner) = &self.0 else { return };
+        inner.failures.lock().unwrap_or_else(PoisonError::into_inner).payload(from, door, hit);
     }
 
     /// Counts a wrong secret of a key.

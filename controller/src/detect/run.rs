@@ -11,6 +11,7 @@ use horizon_controller_core::detect::{
     session::{self, Baseline as Sessions},
     travel,
 };
+use horizon_controller_core::payload::Hit;
 use horizon_crds::{DEFAULT_NAMESPACE, DetectionSpec};
 use jiff::Timestamp;
 use tokio::{
@@ -18,13 +19,13 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::{Blocks, Fact, Facts, facts::Attached, failures::Failed};
+use super::{Blocks, Door, Fact, Facts, facts::Attached, failures::Failed};
 use crate::{
     channel::Desired,
     geo::Geo,
     live::{Hint, Live},
     stop::Stop,
-    store::{Look, Noted, Store, StoreError, Subject},
+    store::{Look, NewEvent, Noted, Severity, Source, Store, StoreError, Subject},
 };
 
 /// How often wrong secrets are taken in.
@@ -171,7 +172,8 @@ impl DetectOptions {
             return Ok(());
         }
         // Nobody has said who they are: the policy of the default namespace holds, as for rates and lockouts.
-        let policy = self.policy(DEFAULT_NAMESPACE);
+        let held = self.desired.index().security_policy(DEFAULT_NAMESPACE);
+        let policy = held.detection;
         let window = i64::try_from(policy.blocking.window.get().as_millis()).unwrap_or(i64::MAX);
         let threshold = force::Threshold { failures: policy.blocking.failures.div_ceil(TOLD), window };
         for failed in taken {
@@ -183,6 +185,11 @@ impl DetectOptions {
                 Failed::Of(key, count, from) => {
                     let other = from.map(|from| from.to_string());
                     (Subject::key(key), "key", from, force::Tries { count, other })
+                }
+                Failed::Payload(address, count, why) => {
+                    let after = held.payload.block_after;
+                    self.refused_payloads(address, count, why, after, &policy).await?;
+                    continue;
                 }
             };
             let about = look(Detector::BruteForce, &subject, address, &policy);
@@ -196,6 +203,45 @@ impl DetectOptions {
             }
             self.told(noted);
         }
+        Ok(())
+    }
+
+    /// Tells of what the payload rules refused, and blocks where it comes from when it is too much.
+    async fn refused_payloads(
+        &self,
+        address: IpAddr,
+        count: u32,
+        why: Option<(Door, Hit)>,
+        block_after: u32,
+        policy: &DetectionSpec,
+    ) -> Result<(), StoreError> {
+        let now = Timestamp::now();
+        if let Some((door, hit)) = why {
+            let event = NewEvent {
+                kind: "payload_refused",
+                severity: Severity::Low,
+                source: Source::Unknown,
+                address: Some(address),
+                description: format!("{count} bodies or texts were refused; of the last, {hit}"),
+                data: serde_json::json!({
+                    "count": count, "door": door.as_str(), "reason": hit.as_str(), "pattern": hit.pattern(),
+                }),
+            };
+            self.store.record_event(&event, now).await?;
+        }
+        let mut policy = policy.clone();
+        policy.blocking.failures = block_after;
+        let window = i64::try_from(policy.blocking.window.get().as_millis()).unwrap_or(i64::MAX);
+        let threshold = force::Threshold { failures: block_after.div_ceil(TOLD), window };
+        let subject = Subject::address(address);
+        let about = look(Detector::MaliciousPayload, &subject, Some(address), &policy);
+        let sent = |baseline: &mut force::Baseline| force::observe_payloads(baseline, count, threshold, now);
+        let noted = self.store.take_in(about, sent, now).await?;
+        if noted.as_ref().is_some_and(|noted| noted.blocked.is_some()) {
+            self.load_blocks().await?;
+            self.live.publish(Hint::BlocksChanged);
+        }
+        self.told(noted);
         Ok(())
     }
 

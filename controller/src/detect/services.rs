@@ -96,11 +96,12 @@ impl Services {
 
     /// Replicas are one figure: whether all of them do as they should.
     fn figures(&self, notes: &[ServiceNote]) {
-        const NAMES: [&str; 7] = [
+        const NAMES: [&str; 8] = [
             "database",
             "redis",
             "hints",
             "api_server",
+            "envelope_key",
             "replica/",
             "notifications/webhook",
             "notifications/smtp",

@@ -65,6 +65,8 @@ pub struct Schedule {
     pub leadership: Leadership,
     /// The ways to administrators.
     pub notify: Notify,
+    /// For how long things are kept.
+    pub retention: Retention,
 }
 
 /// Does what is due while this replica leads, until it is to stop.
@@ -147,10 +149,10 @@ impl Schedule {
     async fn perform(&self, task: &str, epoch: LeaderEpoch, now: Timestamp) -> Result<String, StoreError> {
         match task {
             "upkeep" => {
-                let done = self.store.maintain(now, &Retention::default()).await?;
+                let done = self.store.maintain(now, &self.retention).await?;
                 Ok(format!(
-                    "{} partitions made, {} dropped, {} rows deleted",
-                    done.made, done.dropped, done.deleted
+                    "{} partitions made, {} dropped, {} rows deleted, {} addresses forgotten",
+                    done.made, done.dropped, done.deleted, done.forgotten
                 ))
             }
             "traffic-volume" => self.traffic(epoch, now).await,

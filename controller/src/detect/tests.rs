@@ -19,7 +19,7 @@ use crate::{
     notify::Notify,
     replica::Leadership,
     stop::{Stopper, stop},
-    store::{Anomaly, EnvelopeKey, ReplicaId, Revision, Store},
+    store::{Anomaly, EnvelopeKey, ReplicaId, Retention, Revision, Store},
 };
 
 const ANN: Uuid = Uuid::from_u128(7);
@@ -136,6 +136,7 @@ async fn the_leader_does_what_is_due_and_writes_down_how_it_went() {
         desired: Arc::new(Nothing),
         leadership: Leadership::always(epoch),
         notify: Notify::default(),
+        retention: Retention::default(),
     };
     let now = jiff::Timestamp::now();
     for task in [UPKEEP, TRAFFIC] {

@@ -2,6 +2,7 @@
 
 use std::{io::Write, path::Path};
 
+use horizon_controller_core::account::AccountPolicy;
 use jiff::Timestamp;
 
 use super::InitError;
@@ -22,7 +23,7 @@ const NAME: &str = "admin";
 pub async fn first_admin(directory: &Path, out: &mut dyn Write) -> Result<(), InitError> {
     let (data, now) = (directory.join("data"), Timestamp::now());
     let keys = Keys::open(&data.join("keys"), now)?;
-    let store = Store::open(data.join("horizon.db"), &keys.envelope, Metrics::default()).await;
+    let store = Store::open(data.join("horizon.db"), keys.envelope_key()?, Metrics::default()).await;
     let store = store.map_err(AdminError::from)?;
     let made = async {
         store.ensure_roles(now).await?;
@@ -32,7 +33,7 @@ pub async fn first_admin(directory: &Path, out: &mut dyn Write) -> Result<(), In
             full_name: String::new(),
             roles: vec!["admin".to_owned()],
         };
-        make_admin(&store, request, &Actor::System("init"), now).await
+        make_admin(&store, request, &AccountPolicy::default(), &Actor::System("init"), now).await
     };
     let made = made.await;
     store.close().await;

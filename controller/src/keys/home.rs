@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
-use super::{CHAIN, Keys, KeysError, MAX_CHAIN_BYTES, files};
+use super::{CHAIN, ENVELOPE_FILE, Keys, KeysError, MAX_CHAIN_BYTES, files};
 use crate::{
     config::SecretName,
     kubernetes::{self, Cluster},
+    store::EnvelopeKey,
 };
 
 /// Where the keys lie.
@@ -30,6 +31,27 @@ impl Home {
             Self::Secret(cluster, name) => {
                 let files = kubernetes::keys_secret(cluster, name, || Keys::fresh(now)).await?;
                 Keys::read(&files, Path::new(&format!("Secret {name}")), now)
+            }
+        }
+    }
+
+    /// Keeps another envelope key in the place of the one before.
+    ///
+    /// # Errors
+    /// When it cannot be written: then the one before is as it was.
+    pub async fn keep_envelope(&self, key: &EnvelopeKey) -> Result<(), KeysError> {
+        let content = files::encode(&key.0);
+        match self {
+            Self::Directory(directory) => files::write(&directory.join(ENVELOPE_FILE), &content),
+            Self::Secret(cluster, name) => {
+                let with = |found: &super::KeyFiles| {
+                    (found.get(ENVELOPE_FILE) != Some(&content)).then(|| {
+                        let mut files = found.clone();
+                        files.insert(ENVELOPE_FILE.to_owned(), content.clone());
+                        files
+                    })
+                };
+                Ok(kubernetes::replace_keys_secret(cluster, name, with).await?)
             }
         }
     }

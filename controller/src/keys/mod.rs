@@ -9,11 +9,15 @@
 //! replica takes it from there and writes it where its keys lie ([`Home`]), so that a crash between any two steps leaves
 //! nothing but a replica that is behind, and catches up.
 
+mod envelope;
+mod enveloping;
+mod carry;
 mod files;
 mod home;
 mod ring;
 mod rotate;
 mod secrets;
+mod token;
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +25,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aws_lc_rs::hmac;
 use horizon_model::{PublicKey, RootId, Secret};
 use horizon_wire::{
     Message, frame,
@@ -34,9 +37,13 @@ use jiff::{SignedDuration, Timestamp};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+pub use envelope::{Envelope, EnvelopeError};
+pub use enveloping::EnvelopeHealth;
+pub use carry::Placed;
 pub use home::Home;
 pub use ring::{Held, KeyRing, Role};
 pub use rotate::{RotateError, Rotator, follow};
+pub use token::{Token, TokenError, TokenSettings};
 
 use crate::store::{EnvelopeKey, StoredKeySet};
 
@@ -50,6 +57,7 @@ const MAX_CHAIN_BYTES: usize = 4 * 1024 * 1024;
 const CHAIN: &str = "keysets.bin";
 const SUFFIX: &str = "key";
 const ENVELOPE: &str = "envelope";
+const ENVELOPE_FILE: &str = "envelope.key";
 const ROOT: &str = "root";
 const USES: [(KeyUse, &str); 3] =
     [(KeyUse::Tls, "tls"), (KeyUse::State, "state"), (KeyUse::Ticket, "ticket")];
@@ -90,6 +98,15 @@ pub enum KeysError {
         /// What was found.
         found: u64,
     },
+    /// There is no envelope key.
+    #[error(
+        "there is no envelope.key: restore it from a backup; if the envelope key is in a hardware security module, set \
+         pkcs11_module, pkcs11_token and pkcs11_key"
+    )]
+    NoEnvelope,
+    /// There is no PIN for the token.
+    #[error("there is no PIN for the PKCS#11 token: write it into a file, name that in pkcs11_pin_file, or set HORIZON_PKCS11_PIN")]
+    NoPin,
     /// They are in a Secret that cannot be written.
     #[error(transparent)]
     Secret(#[from] crate::kubernetes::KeysSecretError),
@@ -108,8 +125,8 @@ pub enum KeysError {
 /// The organisation's keys, loaded.
 #[derive(Clone)]
 pub struct Keys {
-    /// Opens what is sealed in the database.
-    pub envelope: EnvelopeKey,
+    /// Opens the data keys of the database, unless a key of hardware does.
+    pub envelope: Option<EnvelopeKey>,
     /// Signs KeySets.
     pub root: SigningKey,
     /// Proves in TLS who the controller is.
@@ -231,7 +248,10 @@ impl Keys {
         };
         let of = |usage: KeyUse, name| find(name, &|key| used(usage, key));
         Ok(Self {
-            envelope: EnvelopeKey(files::decode(found, place, &format!("{ENVELOPE}.{SUFFIX}"))?),
+            envelope: match found.contains_key(ENVELOPE_FILE) {
+                true => Some(EnvelopeKey(files::decode(found, place, ENVELOPE_FILE)?)),
+                false => None,
+            },
             root: find(ROOT, &|key| *key == keyset.root)?,
             tls: of(KeyUse::Tls, "tls")?,
             state: of(KeyUse::State, "state")?,
@@ -284,11 +304,12 @@ impl Keys {
         self.chain.iter().map(Message::encode_to_vec).collect()
     }
 
-    /// What replicas derive for packets: every replica has the same, and no rotation of KeySets changes it.
-    pub fn common(&self) -> Secret {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, self.envelope.0.expose());
-        let derived = hmac::sign(&key, b"horizon control packets v1");
-        Secret::from_slice(derived.as_ref()).expect("an HMAC-SHA256 tag has 32 bytes")
+    /// The envelope key, where it is a file's or a Secret's.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn envelope_key(&self) -> Result<&EnvelopeKey, KeysError> {
+        self.envelope.as_ref().ok_or(KeysError::NoEnvelope)
     }
 
     /// What tokens and personal keys pin.
@@ -381,7 +402,10 @@ mod tests {
         };
         assert!(without(CHAIN).contains("horizon/keys holds no keys"));
         assert!(without("root-1.key").contains("no file root-*.key in horizon/keys"));
-        assert!(without("envelope.key").contains("horizon/keys/envelope.key"));
+        let mut files = made.clone();
+        files.remove("envelope.key");
+        let without = Keys::read(&files, Path::new("horizon/keys"), now).unwrap();
+        assert!(without.envelope_key().unwrap_err().to_string().contains("envelope.key"));
     }
 
     #[test]

@@ -18,16 +18,20 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::{Home, KeyRing, Keys, KeysError, fresh, numbered};
+use super::{
+    EnvelopeHealth, Home, KeyRing, Keys, KeysError,
+    enveloping::{Enveloping, meant},
+    fresh, numbered,
+};
 use crate::{
     channel::Desired,
-    live::{Hint, Live},
+    live::{Hint, Live, shared::BusKey},
     metrics::Metrics,
     replica::Leadership,
     stop::Stop,
     store::{
-        FreshKey, KeySetHolders, KeySetRotation, LeaderEpoch, NewKeySet, NewKeySetRotation, PolicyFigures,
-        ReplicaId, Run, RunProgress, Store, StoreError,
+        ENVELOPE_CLASS, EnvelopePhase, FreshKey, KeySetHolders, KeySetRotation, LeaderEpoch, NewKeySet,
+        NewKeySetRotation, PolicyFigures, ReplicaId, Run, RunProgress, Store, StoreError,
     },
 };
 
@@ -90,6 +94,10 @@ pub struct Rotator {
     pub replica: ReplicaId,
     /// The figures.
     pub metrics: Metrics,
+    /// What replicas tell each other under; nothing where there is one.
+    pub bus: Option<BusKey>,
+    /// Whether the envelope key can be used.
+    pub envelope: EnvelopeHealth,
 }
 
 /// What was done already.
@@ -101,6 +109,8 @@ pub(super) struct Done {
     holders: Option<Vec<KeySetHolders>>,
     /// What was last said of each run.
     runs: std::collections::HashMap<uuid::Uuid, RunProgress>,
+    /// The envelope.
+    pub(super) envelope: Enveloping,
 }
 
 impl Rotator {
@@ -130,6 +140,7 @@ impl Rotator {
     }
 
     async fn look(&self, done: &mut Done) -> Result<(), RotateError> {
+        self.follow_envelope(&mut done.envelope).await?;
         self.catch_up(done).await?;
         if let Some(epoch) = self.leadership.leads() {
             self.lead(done, epoch).await?;
@@ -199,6 +210,8 @@ impl Rotator {
                 break;
             }
         }
+        let runs = self.store.waiting_runs(RotationTarget::ControllerKeys).await?;
+        self.rotate_envelope(done, &runs, epoch).await?;
         self.report_runs(done, epoch).await?;
         self.rotate_secrets(done, epoch).await
     }
@@ -343,22 +356,29 @@ impl Rotator {
         };
         let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let over = rotations.iter().filter(|rotation| rotation.reached.is_none()).count();
+        let envelope = match meant(&run.spec) {
+            true => Some(self.store.envelope_rotation(Some(run.uid)).await?),
+            false => None,
+        };
+        let enveloped =
+            envelope.as_ref().is_none_or(|it| it.as_ref().is_some_and(|it| it.phase == EnvelopePhase::Done));
+        let (asked, ended) = (usize::from(envelope.is_some()), usize::from(envelope.is_some() && enveloped));
         let unknown: Vec<_> = run
             .spec
             .names
             .iter()
-            .filter(|name| name.parse::<KeyClass>().is_err())
+            .filter(|name| name.parse::<KeyClass>().is_err() && name.as_str() != ENVELOPE_CLASS)
             .map(|name| {
                 (
                     name.to_string(),
-                    "the controller has no such keys: write tls, state, ticket or root".to_owned(),
+                    "the controller has no such keys: write tls, state, ticket, root or envelope".to_owned(),
                 )
             })
             .collect();
         Ok(RunProgress {
-            completed: over == wanted.len(),
-            total: narrow(wanted.len() + unknown.len()),
-            done: narrow(over),
+            completed: over == wanted.len() && enveloped,
+            total: narrow(wanted.len() + asked + unknown.len()),
+            done: narrow(over + ended),
             receivers: count(false),
             confirmed: count(true),
             overlap_ends_at: None,
@@ -404,9 +424,13 @@ impl Rotator {
             self.store.begin_keyset_rotation(&new, Some(epoch), now).await?;
         }
         let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let since = last.get(ENVELOPE_CLASS).copied().unwrap_or(first);
+        let named = (policy, stored.uid, stored.resource.name().as_str());
+        let envelope = self.envelope_by_policy(named, since, epoch).await?;
+        next_run = envelope.into_iter().chain(next_run).min();
         let figures = PolicyFigures {
-            keys: narrow(KeyClass::ALL.len()),
-            rotating: narrow(open.len()),
+            keys: narrow(KeyClass::ALL.len() + 1),
+            rotating: narrow(open.len() + usize::from(envelope.is_none())),
             next_run: next_run.filter(|_| !policy.paused),
         };
         if self.store.note_policy(stored.uid, figures, Some(epoch)).await? {

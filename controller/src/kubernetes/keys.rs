@@ -89,6 +89,24 @@ pub async fn keys_secret(
     }
 }
 
+/// The files in the Secret; `None` when there is no such Secret.
+///
+/// # Errors
+/// When the Secret cannot be read, or holds nothing.
+pub async fn find_keys_secret(
+    cluster: &Cluster,
+    name: &SecretName,
+) -> Result<Option<KeyFiles>, KeysSecretError> {
+    let api: Api<Secret> = Api::namespaced(cluster.client.clone(), name.namespace.as_str());
+    let failed = |why| KeysSecretError::Api { secret: name.clone(), verb: "read", why };
+    match timeout(REQUEST_TIMEOUT, api.get_opt(name.name.as_str())).await {
+        Ok(Ok(Some(secret))) => files(secret).map(Some).ok_or_else(|| KeysSecretError::Empty(name.clone())),
+        Ok(Ok(None)) => Ok(None),
+        Ok(Err(error)) => Err(failed(words(&error))),
+        Err(_) => Err(failed("no answer in time".to_owned())),
+    }
+}
+
 /// Changes the files in the Secret, when `change` gives others than it is shown. Nobody else's change is lost: it is shown
 /// again what it would overwrite.
 ///

@@ -25,7 +25,7 @@ mod watch;
 pub use author::{POLICY, Stamps};
 pub use client::{Cluster, ConnectError, connect};
 pub use events::Events;
-pub use keys::{KeysSecretError, keys_secret, replace_keys_secret};
+pub use keys::{KeysSecretError, find_keys_secret, keys_secret, replace_keys_secret};
 pub use lease::{KubernetesLease, LEASE};
 pub use metrics::KubernetesMetrics;
 pub use objects::Objects;

@@ -23,6 +23,13 @@ pub enum Hint {
         /// Why.
         reason: Arc<str>,
     },
+    /// The device of a live session is to report of it at once.
+    CheckSession {
+        /// Which session.
+        session: SessionId,
+        /// Whose.
+        device: DeviceId,
+    },
     /// A server's appliance reported a state.
     StateApplied {
         /// Which server.

@@ -17,11 +17,6 @@ impl Limit {
         Self { count: count.max(1), window: window.max(Duration::from_millis(1)) }
     }
 
-    /// The same for constants, of at least one.
-    pub const fn of_a_minute(count: u32) -> Self {
-        Self { count, window: Duration::from_secs(60) }
-    }
-
     /// `count` in a minute.
     pub fn per_minute(count: u32) -> Self {
         Self::new(count, Duration::from_secs(60))
@@ -43,7 +38,12 @@ impl Limit {
         let now = now.as_microsecond();
         let window = i64::try_from(self.window.as_micros()).unwrap_or(i64::MAX / 4);
         let step = (window / i64::from(self.count)).max(1);
-        let next = used_until.map_or(now, |t| t.as_microsecond().max(now)) + step;
+        // No right is used up for longer than two windows, so a later time is one of a clock that was set back since: it must
+        // not keep anybody waiting until the clock is there again.
+        let longest = window.max(step).saturating_mul(2);
+        let used_until =
+            used_until.map(Timestamp::as_microsecond).filter(|t| t.saturating_sub(now) <= longest);
+        let next = used_until.map_or(now, |t| t.max(now)) + step;
         let within = next - now <= window.max(step);
         within.then(|| Timestamp::from_microsecond(next).unwrap_or(Timestamp::MAX))
     }
@@ -55,6 +55,27 @@ mod tests {
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_second(1_000_000 + seconds).unwrap()
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_uses_up_no_right() {
+        let limit = Limit::per_minute(3);
+        let year = 365 * 24 * 3600;
+        let used = limit.count(None, at(year));
+        assert!(used.is_some());
+        // A year early, then right: the right is whole, and limits as before.
+        let mut used = used;
+        let mut allowed = |now| {
+            let next = limit.count(used, now);
+            used = next.or(used);
+            next.is_some()
+        };
+        assert!(allowed(at(0)) && allowed(at(0)) && allowed(at(0)));
+        assert!(!allowed(at(0)) && !allowed(at(19)));
+        assert!(allowed(at(20)));
+        // What others counted may use up two windows, and holds.
+        assert_eq!(limit.count(Some(at(120)), at(0)), None);
+        assert!(limit.count(Some(at(121)), at(0)).is_some());
     }
 
     #[test]

@@ -17,12 +17,28 @@ use crate::store::ChannelLease;
 
 /// How many counters are kept; beyond it those that are used up no more are forgotten, then the rest.
 const MAX_COUNTERS: usize = 100_000;
+/// By how much threads, which take the time before they take a lock, may see it later than others.
+const CLOCKS_APART: Duration = Duration::from_secs(5);
 
 /// What an address did wrong.
 struct Failures {
     count: u32,
     window_ends: Timestamp,
-    locked_until: Option<Timestamp>,
+    locked: Option<Locked>,
+}
+
+/// For which time an address is locked out.
+#[derive(Clone, Copy)]
+struct Locked {
+    since: Timestamp,
+    until: Timestamp,
+}
+
+impl Locked {
+    /// Whether that is so now. The clock may have been set back since: what was to last minutes does not last years by it.
+    fn holds(self, now: Timestamp) -> bool {
+        later(now, CLOCKS_APART) >= self.since && now < self.until
+    }
 }
 
 /// The live layer in this process alone.
@@ -80,20 +96,25 @@ impl InProcess {
         make_room(&mut failures, now);
         let entry = failures.entry(party(from)).or_insert(Failures::none(now));
         let until = later(now, left);
-        entry.locked_until = Some(entry.locked_until.map_or(until, |known| known.max(until)));
+        let known = entry.locked.filter(|locked| locked.holds(now)).map(|locked| locked.until);
+        entry.locked = Some(Locked { since: now, until: known.map_or(until, |known| known.max(until)) });
     }
 }
 
 impl Failures {
     fn none(now: Timestamp) -> Self {
-        Self { count: 0, window_ends: now, locked_until: None }
+        Self { count: 0, window_ends: now, locked: None }
+    }
+
+    fn is_locked(&self, now: Timestamp) -> bool {
+        self.locked.is_some_and(|locked| locked.holds(now))
     }
 }
 
 /// Forgets those that are over when there are too many, then all.
 fn make_room(failures: &mut HashMap<IpAddr, Failures>, now: Timestamp) {
     if failures.len() >= MAX_COUNTERS {
-        failures.retain(|_, f| f.locked_until.is_some_and(|until| until > now) || f.window_ends > now);
+        failures.retain(|_, f| f.is_locked(now) || f.window_ends > now);
         if failures.len() >= MAX_COUNTERS {
             failures.clear();
         }
@@ -176,7 +197,8 @@ impl Live for InProcess {
         let mut failures = lock(&self.failures);
         make_room(&mut failures, now);
         let entry = failures.entry(party(from)).or_insert(Failures::none(now));
-        if entry.window_ends <= now {
+        // A window that is still longer than it ever was began under a clock that was set back since.
+        if entry.window_ends <= now || entry.window_ends > later(now, lockout.window) {
             entry.count = 0;
             entry.window_ends = later(now, lockout.window);
         }
@@ -185,16 +207,17 @@ impl Live for InProcess {
             return false;
         }
         entry.count = 0;
-        entry.locked_until = Some(later(now, lockout.duration));
+        entry.locked = Some(Locked { since: now, until: later(now, lockout.duration) });
         true
     }
 
     fn locked_out_until(&self, from: IpAddr, now: Timestamp) -> Option<Timestamp> {
-        lock(&self.failures).get(&party(from))?.locked_until.filter(|until| *until > now)
+        let locked = lock(&self.failures).get(&party(from))?.locked;
+        locked.filter(|locked| locked.holds(now)).map(|locked| locked.until)
     }
 
     fn locked_out(&self, now: Timestamp) -> usize {
-        lock(&self.failures).values().filter(|f| f.locked_until.is_some_and(|until| until > now)).count()
+        lock(&self.failures).values().filter(|f| f.is_locked(now)).count()
     }
 
     fn kill_token(&self, token: Uuid, left: Duration, now: Timestamp) {
@@ -276,6 +299,30 @@ mod tests {
         assert_eq!(live.locked_out_until(address, at(13)), Some(at(73)));
         assert_eq!((live.locked_out(at(72)), live.locked_out(at(73))), (1, 0));
         assert_eq!(live.locked_out_until(address, at(73)), None);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_locks_nobody_out_for_longer() {
+        let live = InProcess::default();
+        let minute = Duration::from_secs(60);
+        let lockout = Lockout { threshold: 2, window: minute, duration: minute };
+        let (address, other) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
+        let year = 365 * 24 * 3600;
+        // While the clock is a year early.
+        assert!(!live.note_failure(address, lockout, at(year)));
+        assert!(live.note_failure(address, lockout, at(year)));
+        assert!(!live.note_failure(other, lockout, at(year)));
+        assert_eq!(live.locked_out_until(address, at(year)), Some(at(year + 60)));
+        // Set right, it is over, and what fails now counts anew and locks as ever.
+        assert_eq!((live.locked_out_until(address, at(0)), live.locked_out(at(0))), (None, 0));
+        assert!(!live.note_failure(other, lockout, at(0)));
+        assert!(live.note_failure(other, lockout, at(1)));
+        assert_eq!(live.locked_out_until(other, at(2)), Some(at(61)));
+        live.lock_out(address, minute, at(2));
+        assert_eq!(live.locked_out_until(address, at(3)), Some(at(62)));
+        let limit = Limit::per_minute(1);
+        let asks = |now| live.allow(Counted::Handshake(address), limit, now);
+        assert!(asks(at(year)) && asks(at(0)) && !asks(at(1)));
     }
 
     #[test]

@@ -81,6 +81,8 @@ pub struct Metrics {
     pub challenges: Counter,
     /// Security events recorded, by name.
     pub security_events: Family<NameLabel, Counter>,
+    /// Looks at live sessions that the controller took by itself, by what they came to.
+    pub session_looks: Family<NameLabel, Counter>,
     /// Whether a part does as it should (1 or 0), by name (`database`, `redis`, `hints`, `api_server`, `replicas`, …).
     pub services: Family<NameLabel, Gauge>,
     /// Refusals sent to peers, by code (`policy`, `used`, `limit`, …).
@@ -146,6 +148,7 @@ impl Default for Metrics {
             heartbeats: Counter::default(),
             challenges: Counter::default(),
             security_events: Family::default(),
+            session_looks: Family::default(),
             services: Family::default(),
             refusals: Family::default(),
             store_seconds: Family::new_with_constructor(seconds as fn() -> Histogram),
@@ -258,6 +261,11 @@ impl Metrics {
         r.register("heartbeats", "Heartbeats acknowledged", self.heartbeats.clone());
         r.register("challenges", "Challenges sent", self.challenges.clone());
         r.register("security_events", "Security events recorded", self.security_events.clone());
+        r.register(
+            "session_looks",
+            "Looks at live sessions, by what both ends said",
+            self.session_looks.clone(),
+        );
         r.register("service_up", "Whether a part does as it should", self.services.clone());
         r.register("refusals", "Refusals sent to peers", self.refusals.clone());
         r.register("store_seconds", "Duration of store operations", self.store_seconds.clone());

@@ -1,6 +1,6 @@
 //! Metrics and health over HTTP: `/metrics`, `/healthz` (the process runs) and `/readyz` (it can serve).
 
-use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -89,7 +89,7 @@ pub async fn serve(listener: TcpListener, registry: Arc<Registry>, health: Healt
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readiness))
         .with_state(Shown { registry, health, store });
-    http::serve(listener, |_| Some(router.clone()), stop).await;
+    http::serve(listener, |_| Some(router.clone()), |from: &SocketAddr| Some(from.ip()), stop).await;
 }
 
 async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {

@@ -9,8 +9,10 @@ use ipnet::IpNet;
 fn is_public(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(four) => {
-            let [a, b, ..] = four.octets();
+            let [a, b, c, _] = four.octets();
             let shared = a == 100 && (64..128).contains(&b);
+            // For protocols, and the metadata of one cloud; for measurements; for the future (RFC 6890).
+            let special = (a, b, c) == (192, 0, 0) || a == 198 && (18..20).contains(&b) || a >= 240;
             !(four.is_private()
                 || four.is_loopback()
                 || four.is_link_local()
@@ -18,7 +20,9 @@ fn is_public(address: IpAddr) -> bool {
                 || four.is_multicast()
                 || four == Ipv4Addr::BROADCAST
                 || a == 0
-                || shared)
+                || shared
+                || special
+                || four == AZURE)
         }
         IpAddr::V6(six) => {
             !(six.is_loopback()
@@ -26,14 +30,22 @@ fn is_public(address: IpAddr) -> bool {
                 || six.is_multicast()
                 || six.is_unicast_link_local()
                 || six.is_unique_local()
-                || nat64(six).is_some_and(|four| !is_public(IpAddr::V4(four))))
+                || within(six).is_some_and(|four| !is_public(IpAddr::V4(four))))
         }
     }
 }
 
-/// The IPv4 address within one of NAT64 (RFC 6052).
-fn nat64(address: Ipv6Addr) -> Option<Ipv4Addr> {
-    let [0x64, 0xff9b, 0, 0, 0, 0, high, low] = address.segments() else { return None };
+/// What only the machines of one cloud reach, though it looks like any other address: their platform's services.
+const AZURE: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+
+/// The IPv4 address within one of NAT64 (RFC 6052), of 6to4 (RFC 3056), or of the old form without a prefix (RFC 4291).
+fn within(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let (high, low) = match address.segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0, 0, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
+            (high, low)
+        }
+        _ => return None,
+    };
     Some(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)))
 }
 
@@ -60,6 +72,12 @@ mod tests {
             "0.1.2.3",
             "255.255.255.255",
             "224.0.0.1",
+            "192.0.0.192",
+            "198.18.0.1",
+            "240.0.0.1",
+            "168.63.129.16",
+            "::7f00:1",
+            "2002:a9fe:a9fe::1",
             "::1",
             "::",
             "fe80::1",
@@ -70,7 +88,9 @@ mod tests {
         ] {
             assert!(!reach(inside), "{inside}");
         }
-        for outside in ["1.1.1.1", "100.63.0.1", "2606:4700::1111", "64:ff9b::101:101"] {
+        for outside in
+            ["1.1.1.1", "100.63.0.1", "198.20.0.1", "2606:4700::1111", "64:ff9b::101:101", "2002:101:101::1"]
+        {
             assert!(reach(outside), "{outside}");
         }
         let allowed = ["10.0.0.0/8".parse().unwrap()];

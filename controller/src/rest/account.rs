@@ -15,16 +15,16 @@ use zeroize::Zeroizing;
 
 use super::{
     Problem, Rest, guard,
-    page::Page,
+    page::{Page, Paging, page},
     schema::{Code, ConfirmTotp, EnrolTotp, Login, Me, PasswordChange, Refresh, Tokens},
     token::{ADMIN_LIFETIME, Audience},
 };
 use crate::{
     account::{recovery_codes, recovery_digest, totp},
-    api::server::{Account, Body, In},
+    api::server::{Account, Ask, Body, In},
     store::{
-        AdminSessionId, AdminSessionView, Begun, Caller, Credentials, Duty, LoginError, LogoutReason,
-        SignedIn,
+        AdminId, AdminSessionId, AdminSessionPlace, AdminSessionView, Begun, Caller, Credentials, Duty,
+        LoginError, LogoutReason, OwnError, SessionRefused, SignedIn,
     },
 };
 
@@ -64,8 +64,9 @@ async fn tokens(rest: &Rest, begun: Begun) -> Result<Tokens, Problem> {
 
 /// Sessions that ended are dead at every replica at once.
 pub(super) fn kill(rest: &Rest, sessions: &[AdminSessionId]) {
+    let absolute = rest.accounts().absolute;
     for session in sessions {
-        rest.api.live.kill_token(session.0, rest.policy.absolute, rest.now());
+        rest.api.live.kill_token(session.0, absolute, rest.now());
     }
 }
 
@@ -76,7 +77,7 @@ pub(super) async fn login(
 ) -> Answer<Tokens> {
     let Login { username, password, code } = login;
     let given = Credentials { username, password: password.0, code: code.map(|code| code.0) };
-    let begun = rest.api.store.sign_in(&given, &caller, &rest.policy, rest.now()).await;
+    let begun = rest.api.store.sign_in(&given, &caller, &rest.accounts(), rest.now()).await;
     let begun = begun.inspect_err(|error| {
         if matches!(error, LoginError::Refused) {
             guard::note_failure(&rest, caller.address);
@@ -97,7 +98,12 @@ pub(super) async fn refresh(
         return Err(Problem::unauthorized("the session has ended"));
     };
     let store = &rest.api.store;
-    let begun = store.renew_admin_session(session, &secret, &caller, &rest.policy, rest.now()).await?;
+    let begun = store.renew_admin_session(session, &secret, &caller, &rest.accounts(), rest.now()).await;
+    let begun = begun.inspect_err(|error| {
+        if matches!(error, SessionRefused::Wrong) {
+            guard::note_failure(&rest, caller.address);
+        }
+    })?;
     Ok(Json(tokens(&rest, begun).await?))
 }
 
@@ -125,6 +131,13 @@ pub(super) async fn me(State(rest): State<Rest>, Extension(who): Extension<Signe
     }))
 }
 
+/// Counts a wrong password or code of somebody who is signed in: a stolen session may be trying them.
+fn note_wrong(rest: &Rest, caller: &Caller, error: &OwnError) {
+    if matches!(error, OwnError::Refused) {
+        guard::note_failure(rest, caller.address);
+    }
+}
+
 pub(super) async fn change_password(
     State(rest): State<Rest>,
     Extension(caller): Extension<Caller>,
@@ -132,8 +145,9 @@ pub(super) async fn change_password(
     Body(request): Body<PasswordChange>,
 ) -> Answer<Tokens> {
     let PasswordChange { current, new } = request;
-    let (store, place) = (&rest.api.store, (&caller, &rest.policy));
-    let (begun, ended) = store.change_own_password(&who, &current.0, &new.0, place, rest.now()).await?;
+    let (store, policy) = (&rest.api.store, rest.accounts());
+    let changed = store.change_own_password(&who, &current.0, &new.0, (&caller, &policy), rest.now()).await;
+    let (begun, ended) = changed.inspect_err(|error| note_wrong(&rest, &caller, error))?;
     kill(&rest, &ended);
     Ok(Json(tokens(&rest, begun).await?))
 }
@@ -159,24 +173,39 @@ pub(super) async fn confirm_totp(
 ) -> Answer<Tokens> {
     let recovery = recovery_codes();
     let digests = recovery.iter().map(|code| recovery_digest(code)).collect();
-    let (store, place) = (&rest.api.store, (&caller, &rest.policy));
-    let (begun, ended) = store.confirm_totp(&who, &code, &digests, place, rest.now()).await?;
+    let (store, policy) = (&rest.api.store, rest.accounts());
+    let confirmed = store.confirm_totp(&who, &code, &digests, (&caller, &policy), rest.now()).await;
+    let (begun, ended) = confirmed.inspect_err(|error| note_wrong(&rest, &caller, error))?;
     kill(&rest, &ended);
     let mut tokens = tokens(&rest, begun).await?;
     tokens.recovery_codes = recovery.iter().map(|code| code.to_string()).collect();
     Ok(Json(tokens))
 }
 
-/// The most sessions that are listed.
-const MAX_SESSIONS: u32 = 500;
+/// A page of the sessions of one account, or of all.
+pub(super) async fn sessions_of(
+    rest: &Rest,
+    of: Option<AdminId>,
+    paging: &Paging,
+) -> Answer<Page<AdminSessionView>> {
+    let (limit, after) = (paging.limit()?, paging.place(SESSIONS)?);
+    let (store, policy) = (&rest.api.store, rest.accounts());
+    let found = store.list_admin_sessions(of, after, &policy, rest.now(), limit + 1).await?;
+    let place = |view: &AdminSessionView| {
+        AdminSessionPlace { login: view.login_at.as_millisecond(), session: view.id }.to_string()
+    };
+    Ok(Json(page(SESSIONS, found, limit, place)))
+}
+
+/// The list of sessions, as a cursor names it.
+const SESSIONS: &str = "admin sessions";
 
 pub(super) async fn own_sessions(
     State(rest): State<Rest>,
     Extension(who): Extension<SignedIn>,
+    Ask(paging): Ask<Paging>,
 ) -> Answer<Page<AdminSessionView>> {
-    let store = &rest.api.store;
-    let items = store.list_admin_sessions(Some(who.admin), &rest.policy, rest.now(), MAX_SESSIONS).await?;
-    Ok(Json(Page { items, next: None }))
+    sessions_of(&rest, Some(who.admin), &paging).await
 }
 
 pub(super) async fn end_own_session(

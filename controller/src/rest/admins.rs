@@ -6,12 +6,13 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use horizon_controller_core::account::AccountPolicy;
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
     Problem, Rest,
-    account::kill,
+    account::{kill, sessions_of},
     guard,
     page::{Page, Paging, page},
     schema::{ChangeAdmin, MakeAdmin, OneTime, PutRole, Reason, RotateKeys},
@@ -28,10 +29,7 @@ use crate::{
 type Answer<T> = Result<Json<T>, Problem>;
 
 /// A one-time password from now on.
-fn one_time(
-    policy: &horizon_controller_core::account::AccountPolicy,
-    now: jiff::Timestamp,
-) -> OneTimePassword {
+fn one_time(policy: &AccountPolicy, now: jiff::Timestamp) -> OneTimePassword {
     let until = now.checked_add(policy.one_time).unwrap_or(jiff::Timestamp::MAX);
     OneTimePassword { text: one_time_password(), until }
 }
@@ -52,10 +50,11 @@ fn shown(view: &AdminView, password: &OneTimePassword) -> OneTime {
 pub(crate) async fn make(
     store: &Store,
     request: MakeAdmin,
+    policy: &AccountPolicy,
     actor: &Actor,
     now: jiff::Timestamp,
 ) -> Result<OneTime, AdminError> {
-    let password = one_time(&Default::default(), now);
+    let password = one_time(policy, now);
     let MakeAdmin { username, email, full_name, roles } = request;
     let roles = roles.into_iter().collect();
     let new = NewAdmin { username, email, full_name, roles, password: password.clone() };
@@ -70,13 +69,13 @@ pub(crate) async fn make(
 pub(crate) async fn reset_password(
     store: &Store,
     which: &WhichAdmin,
-    expected: Option<i64>,
+    policy: &AccountPolicy,
     actor: &Actor,
     now: jiff::Timestamp,
 ) -> Result<(OneTime, Vec<AdminSessionId>), AdminError> {
-    let password = one_time(&Default::default(), now);
+    let password = one_time(policy, now);
     let change = AdminChange::ResetPassword(password.clone());
-    let (view, ended) = store.change_admin(which, &change, expected, actor, now).await?;
+    let (view, ended) = store.change_admin(which, &change, None, actor, now).await?;
     Ok((shown(&view, &password), ended))
 }
 
@@ -116,7 +115,7 @@ pub(super) async fn create(
     Extension(account): Extension<Account>,
     Body(request): Body<MakeAdmin>,
 ) -> Result<(StatusCode, Json<OneTime>), Problem> {
-    let made = make(&rest.api.store, request, &account.actor(), rest.now()).await?;
+    let made = make(&rest.api.store, request, &rest.accounts(), &account.actor(), rest.now()).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }
 
@@ -190,7 +189,8 @@ pub(super) async fn new_password(
     In(id): In<Uuid>,
 ) -> Answer<OneTime> {
     let which = WhichAdmin::Id(AdminId(id));
-    let (shown, ended) = reset_password(&rest.api.store, &which, None, &account.actor(), rest.now()).await?;
+    let (store, policy) = (&rest.api.store, rest.accounts());
+    let (shown, ended) = reset_password(store, &which, &policy, &account.actor(), rest.now()).await?;
     kill(&rest, &ended);
     Ok(Json(shown))
 }
@@ -201,10 +201,6 @@ pub(super) async fn reset_totp(
     In(id): In<Uuid>,
 ) -> Answer<AdminView> {
     Ok(Json(changed(&rest, &account, id, &AdminChange::ResetTotp, None).await?))
-}
-
-pub(super) async fn roles(State(rest): State<Rest>) -> Answer<Page<RoleView>> {
-    Ok(Json(Page { items: rest.api.store.list_roles().await?, next: None }))
 }
 
 pub(super) async fn put_role(
@@ -219,12 +215,11 @@ pub(super) async fn put_role(
     Ok(Json(role))
 }
 
-/// The most sessions that are listed.
-const MAX_SESSIONS: u32 = 500;
-
-pub(super) async fn sessions(State(rest): State<Rest>) -> Answer<Page<AdminSessionView>> {
-    let found = rest.api.store.list_admin_sessions(None, &rest.policy, rest.now(), MAX_SESSIONS).await?;
-    Ok(Json(Page { items: found, next: None }))
+pub(super) async fn sessions(
+    State(rest): State<Rest>,
+    Ask(paging): Ask<Paging>,
+) -> Answer<Page<AdminSessionView>> {
+    sessions_of(&rest, None, &paging).await
 }
 
 pub(super) async fn end_session(

@@ -20,7 +20,6 @@ use super::{
 };
 use crate::{
     api::server::Body,
-    channel::accept,
     live::{Counted, Hint, Limit},
     store::{Caller, EnrolError, NewEvent, RegisterError, RegisterRequest, Severity, Source, is_own},
 };
@@ -34,9 +33,9 @@ const MAX_SHORT: usize = 128;
 
 type Answer<T> = Result<Json<T>, Problem>;
 
-/// The stamp of a challenge: for one key, until one moment.
-fn stamp(rest: &Rest, public: &PublicKey, until: i64) -> [u8; 32] {
-    rest.api.store.stamp(&[b"challenge".as_slice(), public.as_bytes(), &until.to_be_bytes()].concat())
+/// What the stamp of a challenge is over: one key, until one moment.
+fn stamped(public: &PublicKey, until: i64) -> Vec<u8> {
+    [b"challenge".as_slice(), public.as_bytes(), &until.to_be_bytes()].concat()
 }
 
 pub(super) async fn challenge(
@@ -45,7 +44,7 @@ pub(super) async fn challenge(
 ) -> Answer<Challenge> {
     let public = public_key.parse().map_err(|error| Problem::bad_request(format!("publicKey: {error}")))?;
     let until = rest.now().as_second().saturating_add(CHALLENGE_SECONDS);
-    let text = [&until.to_be_bytes()[..], &stamp(&rest, &public, until)].concat();
+    let text = [&until.to_be_bytes()[..], &rest.api.store.stamp(&stamped(&public, until))].concat();
     Ok(Json(Challenge { challenge: BASE64URL_NOPAD.encode(&text), expires_in: CHALLENGE_SECONDS }))
 }
 
@@ -60,7 +59,7 @@ fn proved(rest: &Rest, proof: &Proof) -> Result<PublicKey, Problem> {
         .and_then(|bytes| bytes.split_first_chunk::<8>())
         .ok_or_else(|| wrong("the challenge is none of ours"))?;
     let until = i64::from_be_bytes(*until);
-    if !horizon_wire::heartbeat::equal(shown, &stamp(rest, &public, until)) {
+    if !rest.api.store.is_stamp(&stamped(&public, until), shown) {
         return Err(wrong("the challenge is none of ours for this key"));
     }
     if until <= rest.now().as_second() {
@@ -96,13 +95,18 @@ impl Try<'_> {
     }
 
     async fn refused(&self, kind: &'static str, why: &str) {
+        // A storm of them is told by detection: here each is a row.
+        let (due, left_out) = self.rest.refusals_told.due(self.now);
+        if !due {
+            return;
+        }
         let event = NewEvent {
             kind,
             severity: Severity::Low,
             source: Source::Unknown,
             address: Some(self.caller.address),
             description: why.to_owned(),
-            data: json!({ "publicKey": self.public.to_string(), "door": "rest" }),
+            data: json!({ "publicKey": self.public.to_string(), "door": "rest", "leftOut": left_out }),
         };
         if let Err(error) = self.rest.api.store.record_event(&event, self.now).await {
             tracing::error!(%error, kind, "a security event could not be recorded");
@@ -125,7 +129,7 @@ pub(super) async fn register(
 ) -> Answer<Registered> {
     let Register { token, proof, hostname, version, capabilities, factors } = request;
     let public = proved(&rest, &proof)?;
-    let (now, policy) = (rest.now(), accept::policy(&rest.api.engine.index()));
+    let (now, policy) = (rest.now(), rest.policy());
     let attempt = Try { rest: &rest, caller: &caller, public, now };
     attempt.allow(Counted::Registration(caller.address), policy.rate_limits.registrations_per_minute)?;
     let token =
@@ -195,7 +199,7 @@ pub(super) async fn authenticate(
     let Authenticate { personal_key, proof, name, platform, os_version, app_version, hardware_fingerprint } =
         request;
     let public = proved(&rest, &proof)?;
-    let (now, policy) = (rest.now(), accept::policy(&rest.api.engine.index()));
+    let (now, policy) = (rest.now(), rest.policy());
     let attempt = Try { rest: &rest, caller: &caller, public, now };
     attempt.allow(Counted::Enrolment(caller.address), policy.rate_limits.enrolments_per_minute)?;
     let personal = PersonalKey::decode(&personal_key.0)
@@ -218,6 +222,7 @@ pub(super) async fn authenticate(
             return Err(match error {
                 EnrolError::Unknown => {
                     guard::note_failure(&rest, caller.address);
+                    rest.detect.wrong_key(caller.address, personal.id.0);
                     Problem::refused("the personal key is not known")
                 }
                 other => Problem::conflict(other.to_string()),

@@ -5,21 +5,23 @@ use std::{net::IpAddr, time::Duration};
 use axum::{
     body::Body,
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use horizon_controller_core::{DeviceStanding, account::Permission};
+use horizon_controller_core::{DeviceStanding, account::Permission, payload::Rules};
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
     Problem, Rest, body, idempotency,
     serve::Remote,
-    token::{Audience, TokenError},
+    token::{Audience, Claims, TokenError},
 };
 use crate::{
     api::{ApiError, server::Account},
     channel::accept,
+    detect::Door,
     live::{Counted, Limit},
     metrics::NameLabel,
     store::{Actor, AdminSessionId, Caller, DeviceRecord, SignedIn},
@@ -27,14 +29,6 @@ use crate::{
 
 /// How long one request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// Requests a minute from one address.
-pub(super) const OF_ADDRESS: Limit = Limit::of_a_minute(600);
-/// Attempts to sign in, a minute, from one address.
-pub(super) const OF_SIGN_IN: Limit = Limit::of_a_minute(10);
-/// Requests a minute of one account or device.
-pub(super) const OF_USER: Limit = Limit::of_a_minute(600);
-/// Requests a minute to one endpoint, from anybody.
-pub(super) const OF_ENDPOINT: Limit = Limit::of_a_minute(12_000);
 /// The name of the header that names a request.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest name of a request that a caller may give, in characters.
@@ -108,12 +102,21 @@ async fn admitted(rest: &Rest, request: Request, next: Next) -> Response {
     if declared || rest.blocks.refuse(address, now) {
         return Problem::forbidden("this address is blocked").into_response();
     }
-    if !rest.api.live.allow(Counted::Request(address), OF_ADDRESS, now) {
-        return limited("requests from this address", OF_ADDRESS).into_response();
+    let policy = accept::policy(&index);
+    let limit = Limit::per_minute(policy.rest_limits.requests_per_address);
+    if !rest.api.live.allow(Counted::Request(address), limit, now) {
+        return limited("requests from this address", limit).into_response();
     }
     let (parts, body) = request.into_parts();
-    match body::read(&parts.headers, body).await {
-        Ok(bytes) => next.run(Request::from_parts(parts, Body::from(bytes))).await,
+    match body::read(&parts.headers, body, policy.payload.max_bytes).await {
+        Ok(bytes) => match Rules::from(&policy.payload).json(&bytes) {
+            Ok(()) => next.run(Request::from_parts(parts, Body::from(bytes))).await,
+            Err(hit) => {
+                let problem = Problem::payload(hit.to_string());
+                rest.detect.refused_payload(address, Door::Rest, hit);
+                problem.into_response()
+            }
+        },
         Err(problem) => {
             let mut answer = problem.into_response();
             // What is left of the body is not read.
@@ -187,18 +190,19 @@ impl Guarded {
     async fn let_in(&self, mut request: Request) -> Result<Request, Problem> {
         let rest = &self.rest;
         let (address, now) = (address(&request), rest.now());
-        if !rest.api.live.allow(Counted::RequestTo(self.endpoint), OF_ENDPOINT, now) {
-            return Err(limited("requests to this endpoint", OF_ENDPOINT));
-        }
+        let limits = rest.policy().rest_limits;
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        let of_class = if reads { limits.reads_per_endpoint } else { limits.changes_per_endpoint };
         if self.access == Access::Stranger {
             if let Some(until) = rest.api.live.locked_out_until(address, now) {
                 let seconds = until.duration_since(now).as_secs();
+                // Who goes on trying is seen.
+                rest.detect.wrong_secret(address);
                 let detail = "this address failed too often";
                 return Err(Problem::rate_limited(detail, u64::try_from(seconds).unwrap_or(0) + 1));
             }
-            if !rest.api.live.allow(Counted::SignIn(address), OF_SIGN_IN, now) {
-                return Err(limited("attempts from this address", OF_SIGN_IN));
-            }
+            let what = "attempts from this address";
+            self.count(Counted::SignIn(address), limits.sign_ins_per_address, what)?;
         }
         let agent = request.headers().get(header::USER_AGENT).and_then(|agent| agent.to_str().ok());
         let country = rest.geo.lookup(address).and_then(|place| place.country);
@@ -208,11 +212,11 @@ impl Guarded {
             (Access::Stranger, _) | (Access::Anyone, None) => {}
             (_, None) => return Err(Problem::unauthorized("no token was sent")),
             (Access::Device, Some(token)) => {
-                let device = self.device(&token).await?;
+                let device = self.device(&token, address).await?;
                 request.extensions_mut().insert(device);
             }
             (Access::DeviceOr(permission), Some(token)) => match self.is_devices(&token).await {
-                true => drop(request.extensions_mut().insert(self.device(&token).await?)),
+                true => drop(request.extensions_mut().insert(self.device(&token, address).await?)),
                 false => {
                     let who = self.admin(&token, &caller).await?;
                     self.allowed(&who, Some(permission))?;
@@ -235,6 +239,8 @@ impl Guarded {
                 self.enter(&mut request, who, &caller)?;
             }
         }
+        // Last: whoever is refused before uses up nothing of what all share, so strangers keep nobody out.
+        self.count(Counted::RequestTo(self.endpoint), of_class, "requests to this endpoint")?;
         request.extensions_mut().insert(caller);
         Ok(request)
     }
@@ -242,30 +248,55 @@ impl Guarded {
     /// The administrator of a token, as they are now.
     async fn admin(&self, token: &str, caller: &Caller) -> Result<SignedIn, Problem> {
         let (rest, now) = (&self.rest, self.rest.now());
-        let claims = rest.tokens.check(token, Audience::Admin, now).await.map_err(refused)?;
+        let claims = self.claims(token, Audience::Admin, caller.address, now).await?;
         let session = claims.sid.ok_or_else(|| Problem::unauthorized("the token is not valid here"))?;
         if rest.api.live.is_token_dead(session, now) {
             return Err(Problem::unauthorized("the session has ended"));
         }
-        let who = rest.api.store.signed_in(AdminSessionId(session), caller, &rest.policy, now).await;
+        let policy = rest.accounts();
+        let who = rest.api.store.signed_in(AdminSessionId(session), caller, &policy, now).await;
         let who = who.inspect_err(|error| {
             if matches!(error, crate::store::SessionRefused::Suspicious) {
-                rest.api.live.kill_token(session, rest.policy.absolute, now);
+                rest.api.live.kill_token(session, policy.absolute, now);
             }
         })?;
         // The session says who it is; a token of it that says otherwise is none of ours.
         if who.admin.0 != claims.sub {
             return Err(Problem::unauthorized("the token is not valid here"));
         }
-        self.count(claims.sub)?;
+        self.count_user(claims.sub)?;
         Ok(who)
     }
 
-    fn count(&self, user: Uuid) -> Result<(), Problem> {
-        match self.rest.api.live.allow(Counted::RequestOf(user), OF_USER, self.rest.now()) {
+    /// Counts a request; an error when there are more than so many a minute.
+    fn count(&self, counted: Counted, a_minute: u32, what: &str) -> Result<(), Problem> {
+        let limit = Limit::per_minute(a_minute);
+        match self.rest.api.live.allow(counted, limit, self.rest.now()) {
             true => Ok(()),
-            false => Err(limited("requests of this account", OF_USER)),
+            false => Err(limited(what, limit)),
         }
+    }
+
+    fn count_user(&self, user: Uuid) -> Result<(), Problem> {
+        let a_minute = self.rest.policy().rest_limits.requests_per_user;
+        self.count(Counted::RequestOf(user), a_minute, "requests of this account")
+    }
+
+    /// What a token says. One that is none of ours counts as a wrong secret.
+    async fn claims(
+        &self,
+        token: &str,
+        audience: Audience,
+        from: IpAddr,
+        now: Timestamp,
+    ) -> Result<Claims, Problem> {
+        let claims = self.rest.tokens.check(token, audience, now).await;
+        claims.map_err(|error| {
+            if matches!(error, TokenError::Forged) {
+                note_failure(&self.rest, from);
+            }
+            refused(error)
+        })
     }
 
     fn allowed(&self, who: &SignedIn, permission: Option<Permission>) -> Result<(), Problem> {
@@ -293,15 +324,15 @@ impl Guarded {
     }
 
     /// The device of a token, as it is now.
-    async fn device(&self, token: &str) -> Result<TokenDevice, Problem> {
+    async fn device(&self, token: &str, from: IpAddr) -> Result<TokenDevice, Problem> {
         let (rest, now) = (&self.rest, self.rest.now());
-        let claims = rest.tokens.check(token, Audience::Device, now).await.map_err(refused)?;
+        let claims = self.claims(token, Audience::Device, from, now).await?;
         let dead =
             rest.api.live.is_token_dead(claims.jti, now) || rest.api.store.is_blacklisted(claims.jti).await?;
         if dead {
             return Err(Problem::unauthorized("the token is not valid any more"));
         }
-        self.count(claims.sub)?;
+        self.count_user(claims.sub)?;
         let record = rest.api.store.device_by_id(claims.sub.into()).await?;
         let record = record.ok_or_else(|| Problem::unauthorized("the device is not enrolled"))?;
         if record.standing(now) != DeviceStanding::Good {
@@ -334,8 +365,7 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
 /// Counts a failure to prove a secret; an address that fails too often is locked out.
 pub(super) fn note_failure(rest: &Rest, address: IpAddr) {
     rest.detect.wrong_secret(address);
-    let policy = accept::policy(&rest.api.engine.index());
-    rest.api.live.note_failure(address, accept::lockout(&policy), rest.now());
+    rest.api.live.note_failure(address, accept::lockout(&rest.policy()), rest.now());
 }
 
 /// What is answered where there is no route.

@@ -31,8 +31,9 @@ use crate::{
     channel::servers,
     live::Hint,
     store::{
-        AuditEntry, AuditFilter, DevicePage, DeviceView, EndReason, EndedBy, EventPage, SecurityEvent,
-        SessionPage, SessionStatus, SessionView, SignedIn,
+        Anomaly, AuditEntry, AuditFilter, Block, DevicePage, DeviceView, EndReason, EndedBy, EventPage, Flag,
+        Notification, Report, RoleView, SecurityEvent, Service, SessionPage, SessionStatus, SessionView,
+        SignedIn, Task,
     },
 };
 
@@ -47,6 +48,12 @@ pub(super) struct Resources {
     cursor: Option<String>,
 }
 
+impl Resources {
+    fn paging(&self) -> Paging {
+        Paging { limit: self.limit, cursor: self.cursor.clone() }
+    }
+}
+
 fn kind_of(word: &str) -> Result<KindName, Problem> {
     KindName::parse(word).map_err(|error| {
         Problem::not_found(format!("there is no kind {:?}", error.given)).remedy(error.remedy)
@@ -59,8 +66,7 @@ fn list_of(kind: KindName) -> String {
 }
 
 async fn objects(rest: &Rest, kind: KindName, asked: Resources) -> Answer<Page<Object>> {
-    let Resources { namespace, limit, cursor } = asked;
-    let paging = Paging { limit, cursor };
+    let (paging, namespace) = (asked.paging(), asked.namespace);
     let (limit, list) = (paging.limit()?, list_of(kind));
     let after = paging.after(&list)?;
     let index = rest.api.engine.index();
@@ -95,6 +101,14 @@ pub(super) async fn approvals(State(rest): State<Rest>, Ask(asked): Ask<Resource
     objects(&rest, KindName::Approval, asked).await
 }
 
+pub(super) async fn rotations(State(rest): State<Rest>, Ask(asked): Ask<Resources>) -> Answer<Page<Object>> {
+    objects(&rest, KindName::KeyRotation, asked).await
+}
+
+pub(super) async fn decisions(State(rest): State<Rest>, Ask(asked): Ask<Resources>) -> Answer<Page<Object>> {
+    objects(&rest, KindName::DeviceDecision, asked).await
+}
+
 pub(super) async fn revocations(
     State(rest): State<Rest>,
     Ask(asked): Ask<Resources>,
@@ -124,7 +138,50 @@ pub(super) async fn servers(
             networks: server.networks,
         })
         .collect();
-    Ok(Json(Page { items, next: None }).into_response())
+    Ok(few("servers of a device", items, &asked.paging(), |server| server.name.clone())?.into_response())
+}
+
+/// A page of what is few enough to be read whole, in the order of its names.
+fn few<T>(list: &str, mut all: Vec<T>, paging: &Paging, name: impl Fn(&T) -> String) -> Answer<Page<T>> {
+    let (limit, after) = (paging.limit()?, paging.after(list)?);
+    all.retain(|item| after.as_ref().is_none_or(|after| name(item) > *after));
+    all.sort_by_key(&name);
+    Ok(Json(page(list, all, limit, name)))
+}
+
+pub(super) async fn tasks(State(rest): State<Rest>, Ask(paging): Ask<Paging>) -> Answer<Page<Task>> {
+    few("tasks", rest.api.store.list_tasks().await?, &paging, |task| task.name.clone())
+}
+
+pub(super) async fn services(State(rest): State<Rest>, Ask(paging): Ask<Paging>) -> Answer<Page<Service>> {
+    few("services", rest.api.store.list_services().await?, &paging, |service| service.name.clone())
+}
+
+pub(super) async fn roles(State(rest): State<Rest>, Ask(paging): Ask<Paging>) -> Answer<Page<RoleView>> {
+    few("roles", rest.api.store.list_roles().await?, &paging, |role| role.name.clone())
+}
+
+/// Lists of numbered records, the newest first.
+macro_rules! numbered {
+    ($($name:ident: $record:ty = $page:ident;)+) => {
+        $(pub(super) async fn $name(
+            State(rest): State<Rest>,
+            Ask(paging): Ask<Paging>,
+        ) -> Answer<Page<$record>> {
+            let list = stringify!($name);
+            let (limit, before) = (paging.limit()?, paging.place(list)?);
+            let found = rest.api.store.$page(before, limit + 1).await?;
+            Ok(Json(page(list, found, limit, |record| record.id.to_string())))
+        })+
+    };
+}
+
+numbered! {
+    anomalies: Anomaly = page_anomalies;
+    notifications: Notification = page_notifications;
+    blocks: Block = page_blocks;
+    flags: Flag = page_flags;
+    reports: Report = page_reports;
 }
 
 /// One resource, with everything that is known of it. It has a tag that changes with its declaration.
@@ -180,12 +237,6 @@ pub(super) struct Sessions {
     cursor: Option<String>,
 }
 
-/// The place of a cursor, as the identifier that it is.
-fn place<T: std::str::FromStr>(paging: &Paging, list: &str) -> Result<Option<T>, Problem> {
-    let wrong = |_| Problem::bad_request("the cursor is none of this list");
-    paging.after(list)?.map(|text| text.parse().map_err(wrong)).transpose()
-}
-
 pub(super) async fn sessions(
     State(rest): State<Rest>,
     Ask(asked): Ask<Sessions>,
@@ -193,7 +244,7 @@ pub(super) async fn sessions(
     let Sessions { status, user, server, limit, cursor } = asked;
     let paging = Paging { limit, cursor };
     let limit = paging.limit()?;
-    let wanted = SessionPage { before: place(&paging, "sessions")?, status, user, server };
+    let wanted = SessionPage { before: paging.place("sessions")?, status, user, server };
     let found = rest.api.store.page_sessions(&wanted, limit + 1).await?;
     Ok(Json(page("sessions", found, limit, |view| view.id.to_string())))
 }
@@ -256,7 +307,7 @@ pub(super) async fn devices(State(rest): State<Rest>, Ask(asked): Ask<Devices>) 
     let Devices { status, user, limit, cursor } = asked;
     let paging = Paging { limit, cursor };
     let limit = paging.limit()?;
-    let wanted = DevicePage { before: place(&paging, "devices")?, status, user };
+    let wanted = DevicePage { before: paging.place("devices")?, status, user };
     let found = rest.api.store.page_devices(&wanted, limit + 1).await?;
     Ok(Json(page("devices", found, limit, |view| view.id.to_string())))
 }
@@ -277,7 +328,7 @@ pub(super) async fn events(State(rest): State<Rest>, Ask(asked): Ask<Events>) ->
     let Events { kind, severity, source, limit, cursor } = asked;
     let paging = Paging { limit, cursor };
     let limit = paging.limit()?;
-    let wanted = EventPage { before: place(&paging, "events")?, kind, severity, source };
+    let wanted = EventPage { before: paging.place("events")?, kind, severity, source };
     let found = rest.api.store.page_events(&wanted, limit + 1).await?;
     Ok(Json(page("events", found, limit, |event| event.id.to_string())))
 }
@@ -298,7 +349,7 @@ pub(super) async fn audit(State(rest): State<Rest>, Ask(asked): Ask<Audit>) -> A
     let Audit { action, actor, target_type, target_id, limit, cursor } = asked;
     let paging = Paging { limit, cursor };
     let limit = paging.limit()?;
-    let wanted = AuditFilter { before: place(&paging, "audit")?, action, actor, target_type, target_id };
+    let wanted = AuditFilter { before: paging.place("audit")?, action, actor, target_type, target_id };
     let found = rest.api.store.page_audit(&wanted, limit + 1).await?;
     Ok(Json(page("audit", found, limit, |entry| entry.id.to_string())))
 }

@@ -32,11 +32,13 @@ use std::sync::Arc;
 
 use axum::extract::FromRef;
 use horizon_controller_core::account::AccountPolicy;
+use horizon_crds::SecurityPolicySpec;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 
 use crate::{
     api::Api,
+    channel::accept,
     config::RestConfig,
     detect::{Blocks, Detect},
     geo::Geo,
@@ -53,8 +55,8 @@ pub(crate) struct Rest(Arc<Inner>);
 pub(crate) struct Inner {
     api: Arc<Api>,
     tokens: Keyring,
-    policy: AccountPolicy,
     streams: stream::Streams,
+    refusals_told: accept::Told,
     tls: bool,
     geo: Geo,
     blocks: Blocks,
@@ -77,6 +79,16 @@ impl FromRef<Rest> for Arc<Api> {
 impl Rest {
     fn now(&self) -> Timestamp {
         Timestamp::now()
+    }
+
+    /// The security policy that holds for who asks: accounts and addresses belong to no namespace of their own.
+    fn policy(&self) -> SecurityPolicySpec {
+        accept::policy(&self.api.engine.index())
+    }
+
+    /// What holds for accounts.
+    fn accounts(&self) -> AccountPolicy {
+        AccountPolicy::from(&self.policy().accounts)
     }
 }
 
@@ -124,8 +136,8 @@ pub async fn serve(parts: RestParts, stop: Stop) {
     }
     let rest = Rest(Arc::new(Inner {
         tokens: Keyring::new(api.store.clone()),
-        policy: AccountPolicy::default(),
         streams: stream::Streams::default(),
+        refusals_told: accept::Told::default(),
         tls: certified.0.is_some(),
         geo,
         blocks,

@@ -5,6 +5,8 @@ use axum::{
     http::header,
     response::{IntoResponse, Response},
 };
+use horizon_crds::KindName;
+use serde_json::{Value, json};
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{
@@ -23,6 +25,10 @@ use super::{
     problem::{PROBLEM_JSON, Problem},
     routes::{self, Route},
     schema,
+};
+use crate::{
+    api::{model, security},
+    store,
 };
 
 /// Query parameters of lists that go on.
@@ -43,19 +49,25 @@ fn filters(path: &str) -> &'static [(&'static str, &'static str)] {
         ],
         "/v1/sessions" => &[("status", "Of a status."), ("user", "Of a user."), ("server", "On a server.")],
         "/v1/devices" => &[("status", "Of a status."), ("user", "Of a user.")],
-        "/v1/servers" | "/v1/{kind}" | "/v1/approvals" | "/v1/revocations" => {
-            &[("namespace", "In a namespace; in all unless said.")]
-        }
+        "/v1/servers"
+        | "/v1/{kind}"
+        | "/v1/approvals"
+        | "/v1/revocations"
+        | "/v1/keyrotations"
+        | "/v1/devicedecisions" => &[("namespace", "In a namespace; in all unless said.")],
         "/v1/{kind}/{name}" => &[("namespace", "The namespace; `default` unless said.")],
         _ => &[],
     }
 }
 
-fn is_list(route: &Route) -> bool {
-    let lists =
-        ["/v1/events", "/v1/audit", "/v1/sessions", "/v1/devices", "/v1/servers", "/v1/{kind}", "/v1/admins"];
-    route.method == http::Method::GET
-        && (lists.contains(&route.path) || matches!(route.path, "/v1/approvals" | "/v1/revocations"))
+/// What the entries of a list are, as the names of schemas, where the answer is a page of one.
+fn entries(gives: &str) -> Option<Vec<&str>> {
+    Some(gives.strip_prefix('[')?.strip_suffix(']')?.split('|').collect())
+}
+
+/// The name of the schema of a page.
+fn page_of(entries: &[&str]) -> String {
+    format!("{}Page", entries.join("Or"))
 }
 
 fn text() -> RefOr<Schema> {
@@ -76,7 +88,10 @@ fn parameter(name: &str, place: ParameterIn, description: &str) -> openapi::path
 fn content(name: &str) -> Content {
     let schema = match name {
         "" => ObjectBuilder::new().schema_type(Type::Object).into(),
-        name => RefOr::Ref(Ref::from_schema_name(name)),
+        name => match entries(name) {
+            Some(entries) => RefOr::Ref(Ref::from_schema_name(page_of(&entries))),
+            None => RefOr::Ref(Ref::from_schema_name(name)),
+        },
     };
     Content::new(Some(schema))
 }
@@ -86,7 +101,7 @@ fn operation(route: &Route) -> openapi::path::Operation {
     for name in route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')) {
         operation = operation.parameter(parameter(name, ParameterIn::Path, "Which."));
     }
-    let paging = if is_list(route) { &PAGING[..] } else { &[] };
+    let paging = if entries(route.gives.1).is_some() { &PAGING[..] } else { &[] };
     for (name, description) in
         filters(route.path).iter().chain(paging).filter(|_| route.method == http::Method::GET)
     {
@@ -100,10 +115,7 @@ fn operation(route: &Route) -> openapi::path::Operation {
         let description = "The ETag of the version that is changed.";
         operation = operation.parameter(parameter("If-Match", ParameterIn::Header, description));
     }
-    let any_body = route.takes.is_empty()
-        && matches!(route.endpoint, "POST /v1/tokens" | "POST /v1/invitations")
-        || matches!(route.endpoint, "POST /v1/approvals" | "POST /v1/revocations");
-    if !route.takes.is_empty() || any_body {
+    if !route.takes.is_empty() {
         let body = RequestBodyBuilder::new().content("application/json", content(route.takes));
         operation = operation.request_body(Some(body.required(Some(Required::True)).build()));
     }
@@ -166,6 +178,14 @@ pub fn document() -> OpenApi {
         schema::EnrolTotp, schema::ConfirmTotp, schema::MakeAdmin, schema::OneTime, schema::ChangeAdmin, schema::Reason,
         schema::PutRole, schema::RotateKeys, schema::AskChallenge, schema::Challenge, schema::Proof, schema::FactorOf,
         schema::Register, schema::Registered, schema::Authenticate, schema::DeviceTokens, schema::ServerForDevice,
+        store::SessionView, store::DeviceView, store::SecurityEvent, store::AuditEntry, store::AdminView, store::RoleView,
+        store::AdminSessionView, store::Anomaly, store::Notification, store::Block, store::Flag, store::Task,
+        store::Service, store::Report,
+        security::BlockRequest, security::UnblockRequest, security::Handling, security::Verdict, security::Acting,
+        security::FlagRequest,
+        model::Detail, model::TokenRequest, model::InvitationRequest, model::Issued, model::ApprovalRequest,
+        model::RevocationRequest, model::RotationRequest, model::DeviceDecisionRequest, model::DeviceDetail,
+        model::Recorded, model::Done,
     };
     let components =
         components.security_scheme("token", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
@@ -183,10 +203,88 @@ pub fn document() -> OpenApi {
     OpenApiBuilder::new().info(info.build()).paths(paths.build()).components(Some(components.build())).build()
 }
 
+/// A resource of a kind: its schema is that of the CustomResourceDefinition, without what is Kubernetes' own.
+fn resource(kind: KindName) -> Value {
+    let schema = &horizon_crds::crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
+    let (mut spec, mut status) = (schema["spec"].clone(), schema["status"].clone());
+    plain(&mut spec);
+    plain(&mut status);
+    let text = json!({ "type": "string" });
+    let texts = json!({ "type": "object", "additionalProperties": text });
+    json!({
+        "type": "object",
+        "required": ["apiVersion", "kind", "metadata", "spec"],
+        "properties": {
+            "apiVersion": { "type": "string", "enum": [horizon_crds::API_VERSION] },
+            "kind": { "type": "string", "enum": [kind.to_string()] },
+            "metadata": {
+                "type": "object",
+                "required": ["name", "namespace", "uid", "generation", "creationTimestamp"],
+                "properties": {
+                    "name": text, "namespace": text, "uid": text, "generation": { "type": "integer" },
+                    "creationTimestamp": text, "labels": texts, "annotations": texts,
+                },
+            },
+            "spec": spec,
+            "status": status,
+        },
+    })
+}
+
+/// Leaves out what only Kubernetes reads.
+fn plain(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            map.retain(|name, _| !name.starts_with("x-"));
+            map.values_mut().for_each(plain);
+        }
+        Value::Array(items) => items.iter_mut().for_each(plain),
+        _ => {}
+    }
+}
+
+fn reference(name: &str) -> Value {
+    json!({ "$ref": format!("#/components/schemas/{name}") })
+}
+
+/// One of several schemas.
+fn one_of<'a>(names: impl IntoIterator<Item = &'a str>) -> Value {
+    let names: Vec<Value> = names.into_iter().map(reference).collect();
+    if let [one] = &names[..] { one.clone() } else { json!({ "oneOf": names }) }
+}
+
+/// The schemas that follow from the kinds and from the table of routes.
+fn derived() -> Vec<(String, Value)> {
+    let kinds: Vec<String> = KindName::ALL.iter().map(ToString::to_string).collect();
+    let mut schemas: Vec<_> = KindName::ALL.iter().map(|kind| (kind.to_string(), resource(*kind))).collect();
+    schemas.push(("Resource".to_owned(), one_of(kinds.iter().map(String::as_str))));
+    for entries in routes::all().iter().filter_map(|route| entries(route.gives.1)) {
+        let page = json!({
+            "type": "object",
+            "required": ["items"],
+            "properties": {
+                "items": { "type": "array", "items": one_of(entries.iter().copied()) },
+                "next": {
+                    "type": "string",
+                    "description": "What to send as `cursor` for the next page; absent on the last one.",
+                },
+            },
+        });
+        schemas.push((page_of(&entries), page));
+    }
+    schemas
+}
+
 /// The document as it is committed.
 pub(super) fn text_of(document: &OpenApi) -> String {
     // It consists of maps, lists and texts.
-    let mut text = serde_json::to_string_pretty(document).unwrap_or_default();
+    let mut document = serde_json::to_value(document).unwrap_or_default();
+    let schemas = &mut document["components"]["schemas"];
+    for (name, schema) in derived() {
+        schemas[name] = schema;
+    }
+    schemas["Detail"]["properties"]["object"] = reference("Resource");
+    let mut text = serde_json::to_string_pretty(&document).unwrap_or_default();
     text.push('\n');
     text
 }

@@ -1,6 +1,6 @@
 //! Lists in pages: an opaque cursor says where the next page begins.
 
-use data_encoding::BASE64URL_NOPAD;
+use horizon_controller_core::rest::{read_cursor, write_cursor};
 use serde::{Deserialize, Serialize};
 
 use super::Problem;
@@ -9,8 +9,6 @@ use super::Problem;
 const DEFAULT_LIMIT: u32 = 50;
 /// The most entries of a page.
 pub(super) const MAX_LIMIT: u32 = 500;
-/// The longest cursor, in characters.
-const MAX_CURSOR: usize = 512;
 
 /// A page of a list.
 #[derive(Debug, Serialize)]
@@ -48,20 +46,14 @@ impl Paging {
             Problem::bad_request("the cursor is none of this list")
                 .remedy("send what `next` of the page before says, or none for the first page")
         };
-        self.cursor.as_deref().map(|cursor| read(list, cursor).ok_or_else(wrong)).transpose()
+        self.cursor.as_deref().map(|cursor| read_cursor(list, cursor).ok_or_else(wrong)).transpose()
     }
-}
 
-/// The cursor of the place after `key` in `list`.
-fn write(list: &str, key: &str) -> String {
-    BASE64URL_NOPAD.encode(format!("1\n{list}\n{key}").as_bytes())
-}
-
-fn read(list: &str, cursor: &str) -> Option<String> {
-    let bytes = (cursor.len() <= MAX_CURSOR).then(|| BASE64URL_NOPAD.decode(cursor.as_bytes()).ok())??;
-    let text = String::from_utf8(bytes).ok()?;
-    let key = text.strip_prefix("1\n")?.strip_prefix(list)?.strip_prefix('\n')?;
-    (!key.contains(char::is_control)).then(|| key.to_owned())
+    /// [`after`](Self::after), as what a place in the list is.
+    pub(super) fn place<T: std::str::FromStr>(&self, list: &str) -> Result<Option<T>, Problem> {
+        let wrong = |_| Problem::bad_request("the cursor is none of this list");
+        self.after(list)?.map(|text| text.parse().map_err(wrong)).transpose()
+    }
 }
 
 /// Makes a page of entries of which one more was asked for than there are to be.
@@ -69,7 +61,7 @@ pub(super) fn page<T>(list: &str, mut items: Vec<T>, limit: u32, key: impl Fn(&T
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let more = items.len() > limit;
     items.truncate(limit);
-    let next = items.last().filter(|_| more).map(|last| write(list, &key(last)));
+    let next = items.last().filter(|_| more).map(|last| write_cursor(list, &key(last)));
     Page { items, next }
 }
 
@@ -89,7 +81,7 @@ mod tests {
         assert_eq!(first.items, [9, 8]);
         assert_eq!(asked(&first.next.unwrap()).unwrap().as_deref(), Some("8"));
         assert!(page("events", vec![9, 8], 2, ToString::to_string).next.is_none());
-        assert!(asked(&write("audit", "8")).is_err(), "of another list");
+        assert!(asked(&write_cursor("audit", "8")).is_err(), "of another list");
         assert!(Paging { limit: Some(0), cursor: None }.limit().is_err());
         assert!(Paging { limit: Some(501), cursor: None }.limit().is_err());
     }
@@ -97,13 +89,13 @@ mod tests {
     proptest! {
         #[test]
         fn cursors_return(key in "[^\\p{Cc}]{0,60}") {
-            prop_assert_eq!(asked(&write("events", &key)).unwrap(), Some(key));
+            prop_assert_eq!(asked(&write_cursor("events", &key)).unwrap(), Some(key));
         }
 
         #[test]
         fn what_is_no_cursor_is_refused_and_never_panics(text in "\\PC{0,600}") {
             if let Ok(Some(key)) = asked(&text) {
-                prop_assert_eq!(write("events", &key), text);
+                prop_assert_eq!(write_cursor("events", &key), text);
             }
         }
     }

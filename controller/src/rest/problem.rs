@@ -126,6 +126,12 @@ impl Problem {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body is too large", detail)
     }
 
+    /// Refused by the payload rules, before anything read it.
+    pub(super) fn payload(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "payload-refused", "The body is not taken", detail)
+            .remedy("leave it out; an administrator can change the rules: payload of a SecurityPolicy")
+    }
+
     pub(super) fn unsupported() -> Self {
         let detail = "a body must be JSON";
         Self::new(

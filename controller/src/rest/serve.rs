@@ -1,11 +1,6 @@
 //! Connections: bounded in number, in all and of each party, and in every way in which a peer may be slow.
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Extension, Router};
 use hyper::server::conn::http1;
@@ -23,7 +18,11 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::tls::Certificate;
-use crate::{live::party, stop::Stop};
+use crate::{
+    parties::{Parties, Place},
+    patient::{Patient, WRITE_PATIENCE},
+    stop::Stop,
+};
 
 /// The most connections at once; more wait in the socket's backlog.
 const MAX_CONNECTIONS: usize = 1024;
@@ -45,38 +44,6 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Remote(pub(super) SocketAddr);
 
-/// How many connections each party has.
-#[derive(Default)]
-struct Parties(Mutex<HashMap<IpAddr, usize>>);
-
-/// A place among the connections of a party.
-struct Place(Arc<Parties>, IpAddr);
-
-impl Parties {
-    fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
-        let party = party(address);
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = known.entry(party).or_insert(0);
-        if *count >= MAX_OF_PARTY {
-            return None;
-        }
-        *count += 1;
-        Some(Place(self.clone(), party))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut known = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = known.get_mut(&self.1) {
-            *count -= 1;
-            if *count == 0 {
-                known.remove(&self.1);
-            }
-        }
-    }
-}
-
 /// Serves until it is to stop: over TLS with a certificate, else in the clear.
 pub(super) async fn serve(
     listener: TcpListener,
@@ -85,7 +52,7 @@ pub(super) async fn serve(
     mut stop: Stop,
 ) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let parties = Arc::new(Parties::default());
+    let parties = Parties::new(MAX_OF_PARTY);
     let mut connections = JoinSet::new();
     let stopped = stop.clone();
     loop {
@@ -143,7 +110,10 @@ async fn talk(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, rout
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADERS)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(
+            TokioIo::new(Patient::new(stream, WRITE_PATIENCE)),
+            TowerToHyperService::new(router),
+        );
     tokio::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
@@ -158,22 +128,5 @@ async fn talk(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, rout
     };
     if let Err(error) = result {
         tracing::debug!(%error, "a connection to the REST API ended early");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_party_has_its_share_and_gives_it_back() {
-        let parties = Arc::new(Parties::default());
-        let enter = |text: &str| parties.enter(text.parse().unwrap());
-        let places: Vec<_> = (0..MAX_OF_PARTY).map(|_| enter("2001:db8::1").unwrap()).collect();
-        assert!(enter("2001:db8::2").is_none(), "the same /64");
-        assert!(enter("192.0.2.1").is_some());
-        drop(places);
-        assert!(enter("2001:db8::2").is_some());
-        assert_eq!(parties.0.lock().unwrap().len(), 0);
     }
 }

@@ -173,7 +173,7 @@ impl Stream {
         if rest.api.live.is_token_dead(self.who.session.0, now) {
             return Some(false);
         }
-        match rest.api.store.signed_in(self.who.session, &self.caller, &rest.policy, now).await {
+        match rest.api.store.signed_in(self.who.session, &self.caller, &rest.accounts(), now).await {
             Ok(who) => self.who = who,
             // The database is away for a moment: nothing is new.
             Err(crate::store::SessionRefused::Store(_)) => return Some(true),

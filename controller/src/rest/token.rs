@@ -9,7 +9,7 @@ use std::{
 
 use data_encoding::BASE64URL_NOPAD;
 use jiff::Timestamp;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, errors::ErrorKind};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
@@ -77,9 +77,12 @@ pub(super) struct Claims {
 /// Why a token is worth nothing.
 #[derive(Debug, Error)]
 pub(super) enum TokenError {
-    /// It is none of ours, or was altered, or is for something else.
+    /// It is none of ours any more, or is for something else.
     #[error("the token is not valid here")]
     Invalid,
+    /// It is none of ours, or was altered, and says that it holds now. It looks like one that is not valid.
+    #[error("the token is not valid here")]
+    Forged,
     /// Its time is over, or has not come.
     #[error("the token has expired")]
     Expired,
@@ -161,9 +164,9 @@ impl Keyring {
         now: Timestamp,
     ) -> Result<Claims, TokenError> {
         if token.len() > MAX_TOKEN {
-            return Err(TokenError::Invalid);
+            return Err(TokenError::Forged);
         }
-        let header = jsonwebtoken::decode_header(token).map_err(|_| TokenError::Invalid)?;
+        let header = jsonwebtoken::decode_header(token).map_err(|_| TokenError::Forged)?;
         // The header comes from whoever sends it: it may name one of our keys, and nothing else.
         let foreign = header.jku.is_some()
             || header.jwk.is_some()
@@ -172,11 +175,12 @@ impl Keyring {
             || header.crit.is_some()
             || header.cty.is_some();
         if header.alg != Algorithm::EdDSA || header.typ.as_deref() != Some(TYPE) || foreign {
-            return Err(TokenError::Invalid);
+            return Err(TokenError::Forged);
         }
-        let id: Uuid = header.kid.as_deref().and_then(|kid| kid.parse().ok()).ok_or(TokenError::Invalid)?;
+        let id: Uuid = header.kid.as_deref().and_then(|kid| kid.parse().ok()).ok_or(TokenError::Forged)?;
         let keys = self.keys(now).await?;
-        let key = keys.iter().find(|key| key.id == id && key.valid_until > now).ok_or(TokenError::Invalid)?;
+        let key = keys.iter().find(|key| key.id == id && key.valid_until > now);
+        let key = key.ok_or_else(|| of_no_key(token, now))?;
         let public = BASE64URL_NOPAD.encode(key.public.as_bytes());
         let public = DecodingKey::from_ed_components(&public).map_err(|_| TokenError::Invalid)?;
         let mut validation = Validation::new(Algorithm::EdDSA);
@@ -186,12 +190,33 @@ impl Keyring {
         // Times are compared below, with the time that was given.
         (validation.validate_exp, validation.validate_nbf) = (false, false);
         let claims = jsonwebtoken::decode::<Claims>(token, &public, &validation);
-        let claims = claims.map_err(|_| TokenError::Invalid)?.claims;
+        let claims = claims.map_err(|error| match error.kind() {
+            ErrorKind::InvalidAudience | ErrorKind::InvalidIssuer | ErrorKind::MissingRequiredClaim(_) => {
+                TokenError::Invalid
+            }
+            _ => TokenError::Forged,
+        })?;
+        let claims = claims.claims;
         let time = now.as_second();
         if claims.exp <= time.saturating_sub(LEEWAY) || claims.nbf > time.saturating_add(LEEWAY) {
             return Err(TokenError::Expired);
         }
         Ok(claims)
+    }
+}
+
+/// What a token is whose key is not known. Keys are kept until what they signed has expired: one that says it holds now was
+/// never signed by one, unless that was withdrawn a moment ago.
+fn of_no_key(token: &str, now: Timestamp) -> TokenError {
+    #[derive(Deserialize)]
+    struct Said {
+        exp: i64,
+    }
+    let payload = token.split('.').nth(1).and_then(|part| BASE64URL_NOPAD.decode(part.as_bytes()).ok());
+    let said = payload.and_then(|payload| serde_json::from_slice::<Said>(&payload).ok());
+    match said {
+        Some(Said { exp }) if exp <= now.as_second() => TokenError::Invalid,
+        _ => TokenError::Forged,
     }
 }
 

@@ -44,7 +44,9 @@ async fn tokens_hold_for_their_time_and_their_audience() {
         assert_eq!(other.check(&token, Audience::Admin, at(1)).await.unwrap(), made);
         let elsewhere = Kit::new().await;
         let stranger = Keyring::new(elsewhere.store.clone());
-        assert!(matches!(stranger.check(&token, Audience::Admin, at(1)).await, Err(TokenError::Invalid)));
+        // Of a key that is not known any more: no attack if it says itself that it has expired.
+        assert!(matches!(stranger.check(&token, Audience::Admin, at(601)).await, Err(TokenError::Invalid)));
+        assert!(matches!(stranger.check(&token, Audience::Admin, at(1)).await, Err(TokenError::Forged)));
     })
     .await;
 }
@@ -58,7 +60,7 @@ async fn forged_tokens_are_refused() {
         let (header, claims, signature) = split(&token);
         let refused = async |what: &str, token: String| {
             let answer = ring.check(&token, Audience::Admin, at(1)).await;
-            assert!(matches!(answer, Err(TokenError::Invalid)), "{what}: {answer:?}");
+            assert!(matches!(answer, Err(TokenError::Forged)), "{what}: {answer:?}");
         };
         let with = |key: &str, value: Value| {
             let mut other = header.clone();
@@ -154,10 +156,40 @@ async fn keys_change_and_what_they_signed_stays_until_it_expires() {
         ring.forget();
         for token in [&first, &second, &third] {
             let answer = ring.check(token, Audience::Admin, at(day + 5)).await;
-            assert!(matches!(answer, Err(TokenError::Invalid)), "{answer:?}");
+            assert!(matches!(answer, Err(TokenError::Forged)), "{answer:?}");
         }
         ring.check(&sign(day + 5).await, Audience::Admin, at(day + 5)).await.unwrap();
         assert_eq!(kit.store.list_audit(1).await.unwrap()[0].action, "rotate");
+    })
+    .await;
+}
+
+/// RFC 8037, appendix A: keys are read and signatures made as others do, and RFC 7515's example under a shared secret is none.
+#[tokio::test]
+async fn rfc_8037_and_rfc_7515_vectors() {
+    let decoded = |text: &str| BASE64URL_NOPAD.decode(text.as_bytes()).unwrap();
+    let seed = decoded("nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A");
+    let x = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
+    let message = b"eyJhbGciOiJFZERTQSJ9.RXhhbXBsZSBvZiBFZDI1NTE5IHNpZ25pbmc";
+    let signature = "hgyY0il_MGCjP0JzlnLWG1PPOt7-09PGcvMg3AIbQR6dWbhijcNR4ki4iylGjg5BhVsPt9g7sVvpAr_MuM0KAg";
+    let private = EncodingKey::from_ed_der(&[&PKCS8[..], &seed].concat());
+    assert_eq!(jsonwebtoken::crypto::sign(message, &private, Algorithm::EdDSA).unwrap(), signature);
+    let public = DecodingKey::from_ed_components(x).unwrap();
+    let verifies = |text: &[u8]| {
+        jsonwebtoken::crypto::verify(signature, text, &public, Algorithm::EdDSA).unwrap_or(false)
+    };
+    assert!(verifies(message) && !verifies(&message[1..]));
+    on_sqlite(async {
+        let ring = Keyring::new(Kit::new().await.store.clone());
+        // Appendix A.1 of RFC 7515 is signed with HMAC, and the token of appendix A.5 with nothing at all.
+        let claims = "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ";
+        for token in [
+            format!("eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9.{claims}.dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"),
+            format!("eyJhbGciOiJub25lIn0.{claims}."),
+        ] {
+            let refused = ring.check(&token, Audience::Admin, at(0)).await;
+            assert!(matches!(refused, Err(TokenError::Invalid | TokenError::Forged)), "{token}");
+        }
     })
     .await;
 }

@@ -23,6 +23,18 @@ use std::sync::Arc;
 
 use horizon_crds::Problem;
 
+/// The paths of all documents below a directory, as the source reads them.
+///
+/// # Errors
+/// When the directory cannot be listed to its end.
+pub fn documents(root: &std::path::Path) -> Result<Vec<String>, Problem> {
+    let scan = scan::scan(root);
+    match scan.problems.into_iter().next() {
+        Some(problem) if !scan.complete => Err(problem),
+        _ => Ok(scan.files.keys().map(ToString::to_string).collect()),
+    }
+}
+
 /// A problem of a whole file or directory.
 fn problem(path: &str, message: impl Into<String>, remedy: impl Into<String>) -> Problem {
     Problem {

@@ -6,6 +6,7 @@ use horizon_controller_core::account::{PasswordIssue, check_password};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use utoipa::ToSchema;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -16,7 +17,7 @@ use super::{
     audit::{self, Record},
     dialect::{Builder, Connection, Row, query},
     row::{Columns as _, millis},
-    seal::random,
+    seal::{Place, Sealer, random},
 };
 
 /// The kind of target that the audit trail names.
@@ -49,10 +50,11 @@ impl FromStr for AdminId {
 }
 
 /// An account as lists show it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AdminView {
     /// The account.
+    #[schema(value_type = String)]
     pub id: AdminId,
     /// The name to sign in with.
     pub username: String,
@@ -68,6 +70,7 @@ pub struct AdminView {
     pub suspension_reason: Option<String>,
     /// Until when it is locked.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub locked_until: Option<Timestamp>,
     /// What it may do.
     pub roles: Vec<String>,
@@ -77,8 +80,10 @@ pub struct AdminView {
     pub must_change_password: bool,
     /// When it last signed in.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub last_login: Option<Timestamp>,
     /// When it was made.
+    #[schema(value_type = String)]
     pub created_at: Timestamp,
     /// By whom.
     pub created_by: String,
@@ -275,20 +280,22 @@ impl Store {
         if taken.is_some() {
             return Err(AdminError::Exists);
         }
+        let sealed = self.sealer().seal_bytes(Place::Password, id.0.as_bytes(), &hashed.hash);
         query(
             "INSERT INTO admins (admin_id, username, email, full_name, password_hash, password_salt, created_date, \
-             created_by, last_password_change, require_password_change, password_expiry) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $7, TRUE, $9)",
+             created_by, last_password_change, require_password_change, password_expiry, password_key) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $7, TRUE, $9, $10)",
         )
         .bind(id.to_string())
         .bind(&new.username)
         .bind(&new.email)
         .bind(&new.full_name)
-        .bind(&hashed.hash[..])
+        .bind(sealed.bytes)
         .bind(&hashed.salt[..])
         .bind(millis(now))
         .bind(actor.name())
         .bind(millis(new.password.until))
+        .bind(sealed.key)
         .execute(&mut *tx)
         .await?;
         set_roles(&mut tx, id, &new.roles, now).await?;
@@ -345,7 +352,7 @@ impl Store {
         if expected.is_some_and(|expected| expected != before.version) {
             return Err(AdminError::Changed(before.version));
         }
-        write_change(&mut tx, &before, change, hashed, now).await?;
+        write_change(&mut tx, &self.sealer(), &before, change, hashed, now).await?;
         query("UPDATE admins SET version = version + 1 WHERE admin_id = $1")
             .bind(id.to_string())
             .execute(&mut *tx)
@@ -401,6 +408,7 @@ impl Store {
 
 async fn write_change(
     db: &mut Connection,
+    sealer: &Sealer,
     before: &AdminView,
     change: &AdminChange,
     hashed: Option<&Hashed>,
@@ -446,15 +454,17 @@ async fn write_change(
         AdminChange::ResetPassword(password) => {
             check_password(&password.text, &before.username)?;
             let hashed = hashed.ok_or(AdminError::Invalid("the password was not hashed"))?;
+            let sealed = sealer.seal_bytes(Place::Password, before.id.0.as_bytes(), &hashed.hash);
             query(
                 "UPDATE admins SET password_hash = $2, password_salt = $3, last_password_change = $4, \
-                 require_password_change = TRUE, password_expiry = $5 WHERE admin_id = $1",
+                 require_password_change = TRUE, password_expiry = $5, password_key = $6 WHERE admin_id = $1",
             )
             .bind(before.id.to_string())
-            .bind(&hashed.hash[..])
+            .bind(sealed.bytes)
             .bind(&hashed.salt[..])
             .bind(millis(now))
             .bind(millis(password.until))
+            .bind(sealed.key)
         }
         AdminChange::ResetTotp => {
             query("DELETE FROM admin_recovery_codes WHERE admin_id = $1")
@@ -462,7 +472,7 @@ async fn write_change(
                 .execute(&mut *db)
                 .await?;
             query(
-                "UPDATE admins SET mfa_secret = NULL, mfa_confirmed = NULL, mfa_last_step = 0 WHERE admin_id = $1",
+                "UPDATE admins SET mfa_secret = NULL, mfa_key = NULL, mfa_confirmed = NULL, mfa_last_step = 0 WHERE admin_id = $1",
             )
             .bind(before.id.to_string())
         }

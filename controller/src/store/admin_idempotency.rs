@@ -43,8 +43,13 @@ pub enum Repeated {
 impl IdempotentRequest {
     /// Where its answer is sealed.
     fn place(&self) -> [u8; 16] {
+        Self::place_of(&self.owner, &self.key)
+    }
+
+    /// The same of a row.
+    pub(super) fn place_of(owner: &str, key: &str) -> [u8; 16] {
         let mut place = [0; 16];
-        place.copy_from_slice(&sha256(format!("{}\n{}", self.owner, self.key).as_bytes())[..16]);
+        place.copy_from_slice(&sha256(format!("{owner}\n{key}").as_bytes())[..16]);
         place
     }
 }
@@ -64,15 +69,19 @@ impl Store {
                 .bind(millis(now))
                 .execute(&mut *tx)
                 .await?;
+            // The digest of a request with a password in it would let guess that: it is sealed as the answer is.
+            let (sealer, place) = (self.sealer(), request.place());
+            let sealed = sealer.seal_bytes(Place::Request, &place, &request.digest);
             let claimed = query(
-                "INSERT INTO idempotency_keys (owner, idempotency_key, request_digest, created_date, expiry_time) \
-                 VALUES ($1, $2, $3, $4, $5) ON CONFLICT (owner, idempotency_key) DO NOTHING",
+                "INSERT INTO idempotency_keys (owner, idempotency_key, request_digest, created_date, expiry_time, digest_key) \
+                 VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (owner, idempotency_key) DO NOTHING",
             )
             .bind(&request.owner)
             .bind(&request.key)
-            .bind(&request.digest[..])
+            .bind(sealed.bytes)
             .bind(millis(now))
             .bind(millis(now.checked_add(UNDER_WAY).unwrap_or(Timestamp::MAX)))
+            .bind(sealed.key)
             .execute(&mut *tx)
             .await?;
             if claimed.rows_affected() == 1 {
@@ -87,13 +96,13 @@ impl Store {
             .fetch_optional(&mut *tx)
             .await?;
             let Some(row) = row else { return Ok(Repeated::UnderWay) };
-            if row.bytes("request_digest")? != request.digest {
+            if !sealer.is_digest(Place::Request, &place, &row.bytes("request_digest")?, &request.digest)? {
                 return Ok(Repeated::Other);
             }
             let Some((status, sealed)) = row.maybe_int("status")?.zip(row.maybe_bytes("answer")?) else {
                 return Ok(Repeated::UnderWay);
             };
-            let answer = self.sealer().open_bytes(Place::Answer, &request.place(), &sealed)?;
+            let answer = sealer.open_bytes(Place::Answer, &place, &sealed)?;
             Ok(Repeated::Answered(u16::try_from(status).unwrap_or(500), answer))
         })
         .await
@@ -108,24 +117,38 @@ impl Store {
     ) -> Result<(), StoreError> {
         self.repeatable("settle_idempotency", || async {
             let mut tx = self.begin().await?;
+            let row = query(
+                "SELECT request_digest, status FROM idempotency_keys WHERE owner = $1 AND idempotency_key = $2 {lock}",
+            )
+            .bind(&request.owner)
+            .bind(&request.key)
+            .fetch_optional(&mut *tx)
+            .await?;
+            let Some(row) = row else { return Ok(()) };
+            let (sealer, place) = (self.sealer(), request.place());
+            // Another request may have the key since.
+            if !sealer.is_digest(Place::Request, &place, &row.bytes("request_digest")?, &request.digest)? {
+                return Ok(());
+            }
             match answer {
-                Some((status, body)) => query(
-                    "UPDATE idempotency_keys SET status = $4, answer = $5, expiry_time = $6 \
-                     WHERE owner = $1 AND idempotency_key = $2 AND request_digest = $3",
-                )
-                .bind(&request.owner)
-                .bind(&request.key)
-                .bind(&request.digest[..])
-                .bind(i64::from(status))
-                .bind(self.sealer().seal_bytes(Place::Answer, &request.place(), body))
-                .bind(millis(now.checked_add(KEPT).unwrap_or(Timestamp::MAX))),
+                Some((status, body)) => {
+                    let sealed = sealer.seal_bytes(Place::Answer, &place, body);
+                    query(
+                        "UPDATE idempotency_keys SET status = $3, answer = $4, expiry_time = $5, answer_key = $6 \
+                         WHERE owner = $1 AND idempotency_key = $2",
+                    )
+                    .bind(&request.owner)
+                    .bind(&request.key)
+                    .bind(i64::from(status))
+                    .bind(sealed.bytes)
+                    .bind(millis(now.checked_add(KEPT).unwrap_or(Timestamp::MAX)))
+                    .bind(sealed.key)
+                }
                 None => query(
-                    "DELETE FROM idempotency_keys WHERE owner = $1 AND idempotency_key = $2 AND request_digest = $3 \
-                     AND status IS NULL",
+                    "DELETE FROM idempotency_keys WHERE owner = $1 AND idempotency_key = $2 AND status IS NULL",
                 )
                 .bind(&request.owner)
-                .bind(&request.key)
-                .bind(&request.digest[..]),
+                .bind(&request.key),
             }
             .execute(&mut *tx)
             .await?;

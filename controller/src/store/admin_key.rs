@@ -91,16 +91,18 @@ impl Store {
         let id = Uuid::new_v4();
         let key = SigningKey::from_seed(Secret::new(random()));
         let signs_until = later(now, SIGNS);
+        let sealed = self.sealer().seal(Place::TokenKey, id.as_bytes(), key.seed());
         query(
-            "INSERT INTO token_keys (key_id, public_key, private_key, created_date, signs_until, valid_until) \
-             VALUES ($1, $2, $3, $4, $5, $6)",
+            "INSERT INTO token_keys (key_id, public_key, private_key, created_date, signs_until, valid_until, sealing_key) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7)",
         )
         .bind(id.to_string())
         .bind(&key.public().0[..])
-        .bind(self.sealer().seal(Place::TokenKey, id.as_bytes(), key.seed()))
+        .bind(sealed.bytes)
         .bind(millis(now))
         .bind(millis(signs_until))
         .bind(millis(later(signs_until, OUTLASTS)))
+        .bind(sealed.key)
         .execute(&mut *db)
         .await?;
         Ok(id)
@@ -119,7 +121,7 @@ impl Store {
             tx.serialise("token keys").await?;
             let ends = if compromised { millis(now) } else { millis(later(now, OUTLASTS)) };
             query(
-                "UPDATE token_keys SET private_key = NULL, signs_until = $1, \
+                "UPDATE token_keys SET private_key = NULL, sealing_key = NULL, signs_until = $1, \
                  valid_until = CASE WHEN valid_until < $2 THEN valid_until ELSE $2 END WHERE valid_until > $1",
             )
             .bind(millis(now))
@@ -162,7 +164,7 @@ impl Store {
 
 /// Forgets keys and tokens whose time is over, in the caller's transaction.
 pub(super) async fn forget_old(db: &mut Connection, now: Timestamp) -> Result<u64, StoreError> {
-    query("UPDATE token_keys SET private_key = NULL WHERE signs_until <= $1")
+    query("UPDATE token_keys SET private_key = NULL, sealing_key = NULL WHERE signs_until <= $1")
         .bind(millis(now))
         .execute(&mut *db)
         .await?;

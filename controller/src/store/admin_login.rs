@@ -1,10 +1,13 @@
 //! Signing in: passwords, one-time codes, and what is locked when somebody guesses.
 
+use std::time::Duration;
+
 use argon2::{Algorithm, Argon2, Params, Version};
 use horizon_controller_core::account::{AccountPolicy, PasswordIssue, after_failure, check_password};
 use horizon_model::Secret;
 use jiff::Timestamp;
 use thiserror::Error;
+use tokio::time::{Instant, sleep_until};
 use zeroize::Zeroizing;
 
 use super::{
@@ -16,13 +19,15 @@ use super::{
     event,
     personal::{LANES, MEMORY_KIB, PASSES},
     row::{Columns as _, millis},
-    seal::{Place, random},
+    seal::{Place, Sealer, random},
 };
 use crate::account::{
     recovery_digest,
     totp::{self, Verdict},
 };
 
+/// When a refusal is answered, counted from when it was asked: later than any of them is known on a machine that is not busy.
+const REFUSAL: Duration = Duration::from_millis(500);
 /// The longest password that is looked at, in bytes.
 const MAX_PASSWORD_BYTES: usize = 1024;
 
@@ -72,8 +77,8 @@ impl From<sqlx::Error> for LoginError {
 /// Why one's own account was not changed.
 #[derive(Debug, Error)]
 pub enum OwnError {
-    /// The password or the code is wrong.
-    #[error("the password or the code is wrong")]
+    /// The password or the code is wrong, or the account is locked.
+    #[error("the password or the code is wrong, or the account is locked for a while")]
     Refused,
     /// The new password will not do.
     #[error(transparent)]
@@ -140,6 +145,22 @@ impl Store {
         now: Timestamp,
     ) -> Result<Begun, LoginError> {
         let _timed = self.timed("sign_in");
+        let begun = Instant::now();
+        let answer = self.try_sign_in(given, caller, policy, now).await;
+        if matches!(answer, Err(LoginError::Refused)) {
+            // Of a known name a failure is written down, of others nothing is: the answer must not tell how long that took.
+            sleep_until(begun + REFUSAL).await;
+        }
+        answer
+    }
+
+    async fn try_sign_in(
+        &self,
+        given: &Credentials,
+        caller: &Caller,
+        policy: &AccountPolicy,
+        now: Timestamp,
+    ) -> Result<Begun, LoginError> {
         let row = query("SELECT password_salt FROM admins WHERE username = $1")
             .bind(&given.username)
             .fetch_optional(self.readers())
@@ -164,12 +185,11 @@ impl Store {
             .await?
             .ok_or(LoginError::Refused)?;
         let admin: AdminId = row.parsed("admin_id")?;
-        if row.maybe_time("lockout_until")?.is_some_and(|until| until > now) {
+        if is_locked(&row, now)? {
             // Even the right password opens nothing now, and nobody learns that it is.
             return Err(LoginError::Refused);
         }
-        let right = row.bytes("password_salt")? == salt
-            && horizon_wire::heartbeat::equal(&row.bytes("password_hash")?, hash);
+        let right = self.is_password(&row, (salt, hash))?;
         if !right {
             failed(&mut tx, &row, "the password was wrong", caller, policy, now).await?;
             tx.commit().await?;
@@ -203,12 +223,20 @@ impl Store {
         .bind(millis(now))
         .execute(&mut *tx)
         .await?;
-        let begun = admin_session::begin(&mut tx, &row, caller, policy, now).await?;
+        let begun = admin_session::begin(&mut tx, &self.sealer(), &row, caller, policy, now).await?;
         let record = Record::new("sign_in", TARGET, admin, &given.username)
             .notes(format!("session {}", begun.who.session));
         audit::write(&mut tx, &Actor::account(&given.username, caller), now, &[record]).await?;
         tx.commit().await?;
         Ok(begun)
+    }
+
+    /// Whether a password, hashed with a salt, is that of an account.
+    fn is_password(&self, row: &Row, (salt, hash): (&[u8], &[u8; 32])) -> Result<bool, StoreError> {
+        let admin: AdminId = row.parsed("admin_id")?;
+        let sealed = row.bytes("password_hash")?;
+        let same = self.sealer().is_digest(Place::Password, admin.0.as_bytes(), &sealed, hash)?;
+        Ok(same && row.bytes("password_salt")? == salt)
     }
 
     /// Whether a code is one of the authenticator that was not used before, or a recovery code, which is used up.
@@ -234,15 +262,28 @@ impl Store {
             Verdict::Replayed => return Ok(Err("the one-time code was used before")),
             Verdict::Wrong => {}
         }
-        let used = query(
-            "UPDATE admin_recovery_codes SET used_date = $3 WHERE admin_id = $1 AND code_hash = $2 AND used_date IS NULL",
+        let digest = recovery_digest(code);
+        let codes = query(
+            "SELECT code_hash FROM admin_recovery_codes WHERE admin_id = $1 AND used_date IS NULL {lock}",
         )
         .bind(admin.to_string())
-        .bind(&recovery_digest(code)[..])
-        .bind(millis(now))
-        .execute(&mut *db)
+        .fetch_all(&mut *db)
         .await?;
-        Ok(if used.rows_affected() == 1 { Ok(()) } else { Err("the one-time code was wrong") })
+        let (sealer, mut found) = (self.sealer(), None);
+        for row in &codes {
+            let sealed = row.bytes("code_hash")?;
+            if sealer.is_digest(Place::RecoveryCode, admin.0.as_bytes(), &sealed, &digest)? {
+                found = Some(sealed);
+            }
+        }
+        let Some(sealed) = found else { return Ok(Err("the one-time code was wrong")) };
+        query("UPDATE admin_recovery_codes SET used_date = $3 WHERE admin_id = $1 AND code_hash = $2")
+            .bind(admin.to_string())
+            .bind(sealed)
+            .bind(millis(now))
+            .execute(&mut *db)
+            .await?;
+        Ok(Ok(()))
     }
 
     /// Changes one's own password. Every session of the account ends, and another begins for who did it.
@@ -255,11 +296,15 @@ impl Store {
         now: Timestamp,
     ) -> Result<(Begun, Vec<AdminSessionId>), OwnError> {
         check_password(new, &who.username)?;
-        let row = query("SELECT password_salt FROM admins WHERE admin_id = $1")
+        let row = query("SELECT password_salt, lockout_until FROM admins WHERE admin_id = $1")
             .bind(who.admin.to_string())
             .fetch_optional(self.readers())
             .await?
             .ok_or(OwnError::Ended)?;
+        // A stolen session is no place to guess the password: what locks signing in locks this, before anything is computed.
+        if is_locked(&row, now)? {
+            return Err(OwnError::Refused);
+        }
         let salt = row.bytes("password_salt")?;
         let shown = self.hash_password(old, salt.clone()).await?;
         let same = self.hash_password(new, salt.clone()).await? == shown;
@@ -267,8 +312,11 @@ impl Store {
         self.retried("change_own_password", || async {
             let mut tx = self.begin().await?;
             let row = locked(&mut tx, who).await?;
-            let right = row.bytes("password_salt")? == salt
-                && horizon_wire::heartbeat::equal(&row.bytes("password_hash")?, &shown);
+            // Many at once are no more tries than one after the other.
+            if is_locked(&row, now)? {
+                return Err(OwnError::Refused);
+            }
+            let right = self.is_password(&row, (&salt, &shown))?;
             if !right {
                 failed(&mut tx, &row, "the password was wrong", caller, policy, now).await?;
                 tx.commit().await?;
@@ -277,19 +325,22 @@ impl Store {
             if same {
                 return Err(OwnError::Same);
             }
+            let sealed = self.sealer().seal_bytes(Place::Password, who.admin.0.as_bytes(), &hashed.hash);
             query(
                 "UPDATE admins SET password_hash = $2, password_salt = $3, last_password_change = $4, \
-                 require_password_change = FALSE, password_expiry = NULL, failed_login_attempts = 0 WHERE admin_id = $1",
+                 require_password_change = FALSE, password_expiry = NULL, failed_login_attempts = 0, password_key = $5 \
+                 WHERE admin_id = $1",
             )
             .bind(who.admin.to_string())
-            .bind(&hashed.hash[..])
+            .bind(sealed.bytes)
             .bind(&hashed.salt[..])
             .bind(millis(now))
+            .bind(sealed.key)
             .execute(&mut *tx)
             .await?;
             let record = Record::new("change_password", TARGET, who.admin, &who.username);
             audit::write(&mut tx, &Actor::account(&who.username, caller), now, &[record]).await?;
-            let again = begin_anew(&mut tx, who, (caller, policy), now).await?;
+            let again = begin_anew(&mut tx, &self.sealer(), who, (caller, policy), now).await?;
             tx.commit().await?;
             Ok(again)
         })
@@ -305,9 +356,11 @@ impl Store {
             if row.maybe_int("mfa_confirmed")?.is_some() {
                 return Err(OwnError::AlreadyEnrolled);
             }
-            query("UPDATE admins SET mfa_secret = $2, mfa_last_step = 0 WHERE admin_id = $1")
+            let sealed = self.sealer().seal(Place::Totp, who.admin.0.as_bytes(), &secret);
+            query("UPDATE admins SET mfa_secret = $2, mfa_key = $3, mfa_last_step = 0 WHERE admin_id = $1")
                 .bind(who.admin.to_string())
-                .bind(self.sealer().seal(Place::Totp, who.admin.0.as_bytes(), &secret))
+                .bind(sealed.bytes)
+                .bind(sealed.key)
                 .execute(&mut *tx)
                 .await?;
             Ok(tx.commit().await?)
@@ -351,15 +404,17 @@ impl Store {
                 .execute(&mut *tx)
                 .await?;
             for digest in recovery {
-                query("INSERT INTO admin_recovery_codes (admin_id, code_hash) VALUES ($1, $2)")
+                let sealed = self.sealer().seal_bytes(Place::RecoveryCode, who.admin.0.as_bytes(), digest);
+                query("INSERT INTO admin_recovery_codes (admin_id, code_hash, code_key) VALUES ($1, $2, $3)")
                     .bind(who.admin.to_string())
-                    .bind(&digest[..])
+                    .bind(sealed.bytes)
+                    .bind(sealed.key)
                     .execute(&mut *tx)
                     .await?;
             }
             let record = Record::new("enrol_totp", TARGET, who.admin, &who.username);
             audit::write(&mut tx, &Actor::account(&who.username, caller), now, &[record]).await?;
-            let again = begin_anew(&mut tx, who, (caller, policy), now).await?;
+            let again = begin_anew(&mut tx, &self.sealer(), who, (caller, policy), now).await?;
             tx.commit().await?;
             Ok(again)
         })
@@ -377,6 +432,11 @@ impl Store {
     }
 }
 
+/// Whether too many failures keep an account locked, whoever asks.
+fn is_locked(row: &Row, now: Timestamp) -> Result<bool, StoreError> {
+    Ok(row.maybe_time("lockout_until")?.is_some_and(|until| until > now))
+}
+
 /// The account of who is signed in, whose session must still go on.
 async fn locked(db: &mut Connection, who: &SignedIn) -> Result<Row, OwnError> {
     let row = query("SELECT * FROM admins WHERE admin_id = $1 {lock}").bind(who.admin.to_string());
@@ -391,6 +451,7 @@ async fn locked(db: &mut Connection, who: &SignedIn) -> Result<Row, OwnError> {
 /// Another session in the place of all that there are: what was known of the one before is worth nothing any more.
 async fn begin_anew(
     db: &mut Connection,
+    sealer: &Sealer,
     who: &SignedIn,
     (caller, policy): (&Caller, &AccountPolicy),
     now: Timestamp,
@@ -400,7 +461,7 @@ async fn begin_anew(
         .bind(who.admin.to_string())
         .fetch_one(&mut *db)
         .await?;
-    Ok((admin_session::begin(db, &row, caller, policy, now).await?, ended))
+    Ok((admin_session::begin(db, sealer, &row, caller, policy, now).await?, ended))
 }
 
 /// Counts a failure to sign in, in the caller's transaction; one too many locks the account.

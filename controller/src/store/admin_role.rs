@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use horizon_controller_core::account::{Permission, Role};
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{
     Actor, AdminError, AdminId, Store, StoreError,
@@ -15,7 +16,7 @@ use super::{
 };
 
 /// A role.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RoleView {
     /// Its name.

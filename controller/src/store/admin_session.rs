@@ -6,6 +6,7 @@ use horizon_controller_core::account::{AccountPolicy, Permission};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
@@ -16,7 +17,7 @@ use super::{
     dialect::{Connection, Row, query},
     event,
     row::{Columns as _, millis},
-    seal::random,
+    seal::{Place, Sealer, random},
 };
 use crate::account::sha256;
 
@@ -24,8 +25,6 @@ use crate::account::sha256;
 const ACTIVITY: SignedDuration = SignedDuration::from_secs(30);
 /// The longest user agent that is kept, in characters.
 const MAX_AGENT: usize = 200;
-/// The most sessions of one account at once; the one that was used longest ago goes first.
-const MAX_SESSIONS: usize = 16;
 
 /// One session of an administrator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -92,18 +91,22 @@ impl LogoutReason {
 }
 
 /// A session as lists show it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AdminSessionView {
     /// The session.
+    #[schema(value_type = String)]
     pub id: AdminSessionId,
     /// Whose.
     pub username: String,
     /// When it began.
+    #[schema(value_type = String)]
     pub login_at: Timestamp,
     /// When it was last used, to half a minute.
+    #[schema(value_type = String)]
     pub last_activity: Timestamp,
     /// When it ends in any case.
+    #[schema(value_type = String)]
     pub expires_at: Timestamp,
     /// From where.
     pub address: String,
@@ -150,12 +153,45 @@ pub struct Begun {
     pub expires: Timestamp,
 }
 
+/// A place in a list of sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdminSessionPlace {
+    /// When the session began, in milliseconds since the Unix epoch.
+    pub login: i64,
+    /// The session.
+    pub session: AdminSessionId,
+}
+
+impl fmt::Display for AdminSessionPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.login, self.session)
+    }
+}
+
+impl std::str::FromStr for AdminSessionPlace {
+    type Err = NoPlace;
+
+    fn from_str(text: &str) -> Result<Self, NoPlace> {
+        let (login, session) = text.split_once(' ').ok_or(NoPlace)?;
+        let session = AdminSessionId(session.parse().map_err(|_| NoPlace)?);
+        Ok(Self { login: login.parse().map_err(|_| NoPlace)?, session })
+    }
+}
+
+/// A text that is no place in a list of sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("this is no place in a list of sessions")]
+pub struct NoPlace;
+
 /// Why somebody is not signed in.
 #[derive(Debug, Error)]
 pub enum SessionRefused {
     /// There is no such session, or it has ended.
     #[error("the session has ended: sign in again")]
     Ended,
+    /// The token that is to renew it is none of its, or there never was such a session. It looks like a session that has ended.
+    #[error("the session has ended: sign in again")]
+    Wrong,
     /// Somebody else seems to use it.
     #[error("the session is used from elsewhere: sign in again")]
     Suspicious,
@@ -266,13 +302,14 @@ impl Store {
     ) -> Result<Begun, SessionRefused> {
         let mut tx = self.begin().await?;
         let lock = query("SELECT session_id FROM admin_sessions WHERE session_id = $1 {lock}");
-        lock.bind(session.to_string()).fetch_optional(&mut *tx).await?.ok_or(SessionRefused::Ended)?;
+        lock.bind(session.to_string()).fetch_optional(&mut *tx).await?.ok_or(SessionRefused::Wrong)?;
         let row = query(FIND).bind(session.to_string()).fetch_one(&mut *tx).await?;
-        let shown = sha256(secret.expose());
-        let is = |known: Option<Vec<u8>>| {
-            known.is_some_and(|known| horizon_wire::heartbeat::equal(&known, &shown))
+        let (shown, sealer, owner) = (sha256(secret.expose()), self.sealer(), session.0);
+        let is = |known: Option<Vec<u8>>, place| {
+            let is = |known: Vec<u8>| sealer.is_digest(place, owner.as_bytes(), &known, &shown);
+            Ok::<_, StoreError>(known.map(is).transpose()?.unwrap_or(false))
         };
-        if is(row.maybe_bytes("previous_token")?) && row.flag("active")? {
+        if is(row.maybe_bytes("previous_token")?, Place::PreviousToken)? && row.flag("active")? {
             end(&mut tx, session, LogoutReason::SecurityPolicy, now).await?;
             let event = NewEvent {
                 kind: "admin_token_reused",
@@ -290,8 +327,8 @@ impl Store {
             self.inner.metrics.security_event(event.kind);
             return Err(SessionRefused::Ended);
         }
-        if !is(row.maybe_bytes("session_token")?) {
-            return Err(SessionRefused::Ended);
+        if !is(row.maybe_bytes("session_token")?, Place::SessionToken)? {
+            return Err(SessionRefused::Wrong);
         }
         let who = standing(&mut tx, &row, policy, now).await?;
         if suspicious(&row, caller)? {
@@ -300,13 +337,19 @@ impl Store {
             return Err(SessionRefused::Suspicious);
         }
         let secret = horizon_model::Secret::new(random());
+        // Each column is a place of its own: what moves from one to the other is sealed anew.
+        let before = sealer.seal_bytes(Place::PreviousToken, owner.as_bytes(), &shown);
+        let sealed = sealer.seal_bytes(Place::SessionToken, owner.as_bytes(), &sha256(secret.expose()));
         query(
-            "UPDATE admin_sessions SET previous_token = session_token, session_token = $2, last_activity = $3 \
-             WHERE session_id = $1",
+            "UPDATE admin_sessions SET previous_token = $4, previous_token_key = $5, session_token = $2, session_token_key = $6, \
+             last_activity = $3 WHERE session_id = $1",
         )
         .bind(session.to_string())
-        .bind(&sha256(secret.expose())[..])
+        .bind(sealed.bytes)
         .bind(millis(now))
+        .bind(before.bytes)
+        .bind(before.key)
+        .bind(sealed.key)
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;
@@ -339,23 +382,29 @@ impl Store {
         .await
     }
 
-    /// The sessions that go on, of one account or of all, the newest first.
+    /// The sessions that go on, of one account or of all, the newest first; those after a place in that order.
     pub async fn list_admin_sessions(
         &self,
         of: Option<AdminId>,
+        after: Option<AdminSessionPlace>,
         policy: &AccountPolicy,
         now: Timestamp,
         limit: u32,
     ) -> Result<Vec<AdminSessionView>, StoreError> {
-        let idle = now.checked_sub(policy.idle).unwrap_or(Timestamp::MIN);
+        let before = |by| now.checked_sub(by).unwrap_or(Timestamp::MIN);
         let rows = query(
             "SELECT s.*, a.username FROM admin_sessions s JOIN admins a ON a.admin_id = s.admin_id \
-             WHERE s.active AND s.expiry_time > $1 AND s.last_activity > $2 AND ($3 IS NULL OR s.admin_id = $3) \
-             ORDER BY s.login_time DESC, s.session_id LIMIT $4",
+             WHERE s.active AND s.expiry_time > $1 AND s.last_activity > $2 AND s.login_time > $3 \
+             AND ($4 IS NULL OR s.admin_id = $4) \
+             AND ($5 IS NULL OR s.login_time < $5 OR (s.login_time = $5 AND s.session_id > $6)) \
+             ORDER BY s.login_time DESC, s.session_id LIMIT $7",
         )
         .bind(millis(now))
-        .bind(millis(idle))
+        .bind(millis(before(policy.idle)))
+        .bind(millis(before(policy.absolute)))
         .bind(of.map(|id| id.to_string()))
+        .bind(after.map(|place| place.login))
+        .bind(after.map(|place| place.session.to_string()))
         .bind(limit)
         .fetch_all(self.readers())
         .await?;
@@ -389,8 +438,10 @@ async fn standing(
     policy: &AccountPolicy,
     now: Timestamp,
 ) -> Result<SignedIn, SessionRefused> {
+    // A policy that became shorter holds for what was begun under a longer one.
     let idle = later(row.time("last_activity")?, policy.idle) <= now;
-    if !row.flag("active")? || row.time("expiry_time")? <= now || idle {
+    let over = row.time("expiry_time")?.min(later(row.time("login_time")?, policy.absolute)) <= now;
+    if !row.flag("active")? || over || idle {
         return Err(SessionRefused::Ended);
     }
     // Who is locked out may not sign in anew; what is signed in is theirs.
@@ -403,17 +454,17 @@ async fn standing(
         admin,
         username: row.text("username")?,
         permissions: admin_role::permissions_of(db, admin).await?,
-        duties: duties(row)?,
+        duties: duties(row, policy)?,
     })
 }
 
 /// What the owner of an account must do first.
-pub(super) fn duties(row: &Row) -> Result<Vec<Duty>, StoreError> {
+pub(super) fn duties(row: &Row, policy: &AccountPolicy) -> Result<Vec<Duty>, StoreError> {
     let mut duties = Vec::new();
     if row.flag("require_password_change")? {
         duties.push(Duty::ChangePassword);
     }
-    if row.flag("mfa_enabled")? && row.maybe_int("mfa_confirmed")?.is_none() {
+    if policy.require_totp && row.flag("mfa_enabled")? && row.maybe_int("mfa_confirmed")?.is_none() {
         duties.push(Duty::EnrolTotp);
     }
     Ok(duties)
@@ -422,6 +473,7 @@ pub(super) fn duties(row: &Row) -> Result<Vec<Duty>, StoreError> {
 /// Begins a session, in the caller's transaction. `row` is the account.
 pub(super) async fn begin(
     db: &mut Connection,
+    sealer: &Sealer,
     row: &Row,
     caller: &Caller,
     policy: &AccountPolicy,
@@ -436,12 +488,13 @@ pub(super) async fn begin(
     .bind(admin.to_string())
     .fetch_all(&mut *db)
     .await?;
-    for old in open.iter().skip(MAX_SESSIONS - 1) {
+    for old in open.iter().skip(policy.sessions.saturating_sub(1)) {
         end(db, old.parsed("session_id")?, LogoutReason::SecurityPolicy, now).await?;
     }
+    let sealed = sealer.seal_bytes(Place::SessionToken, session.0.as_bytes(), &sha256(secret.expose()));
     query(
         "INSERT INTO admin_sessions (session_id, admin_id, login_time, expiry_time, last_activity, ip_address, \
-         user_agent, country, session_token) VALUES ($1, $2, $3, $4, $3, $5, $6, $7, $8)",
+         user_agent, country, session_token, session_token_key) VALUES ($1, $2, $3, $4, $3, $5, $6, $7, $8, $9)",
     )
     .bind(session.to_string())
     .bind(admin.to_string())
@@ -450,7 +503,8 @@ pub(super) async fn begin(
     .bind(caller.address.to_string())
     .bind(&caller.agent)
     .bind(&caller.country)
-    .bind(&sha256(secret.expose())[..])
+    .bind(sealed.bytes)
+    .bind(sealed.key)
     .execute(&mut *db)
     .await?;
     let who = SignedIn {
@@ -458,7 +512,7 @@ pub(super) async fn begin(
         admin,
         username: row.text("username")?,
         permissions: admin_role::permissions_of(db, admin).await?,
-        duties: duties(row)?,
+        duties: duties(row, policy)?,
     };
     Ok(Begun { who, secret, expires })
 }

@@ -85,6 +85,15 @@ fn hope(error: &StoreError) -> Hope {
     }
 }
 
+/// Whether other data keys may help: a value does not open, or one was sealed under a key that is gone.
+fn is_of_keys(error: &StoreError) -> bool {
+    match error {
+        StoreError::Seal(_) => true,
+        StoreError::Database(sqlx::Error::Database(error)) => error.is_foreign_key_violation(),
+        _ => false,
+    }
+}
+
 impl Store {
     /// Runs an operation, which is one transaction, again as long as its changes surely were not made.
     pub(super) async fn retried<T, E, F, Fut>(&self, operation: &'static str, attempt: F) -> Result<T, E>
@@ -112,13 +121,19 @@ impl Store {
         F: Fn() -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
-        let mut tries = 1;
+        let (mut tries, mut refreshed) = (1, false);
         loop {
             let result = attempt().await;
-            let hope = match &result {
+            let (hope, of_keys) = match result.as_ref().map_err(Fault::database) {
                 Ok(_) => return result,
-                Err(error) => error.database().map_or(Hope::None, hope),
+                Err(fault) => (fault.map_or(Hope::None, hope), fault.is_some_and(is_of_keys)),
             };
+            if of_keys
+                && !std::mem::replace(&mut refreshed, true)
+                && self.refresh_data_keys().await.unwrap_or(false)
+            {
+                continue;
+            }
             let again = hope == Hope::Again || hope == Hope::Unknown && bold == Hope::Unknown;
             if !again || tries >= TRIES {
                 return result;

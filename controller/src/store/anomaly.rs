@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
@@ -144,12 +145,13 @@ pub struct Noted {
 }
 
 /// A recorded anomaly.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Anomaly {
     /// Its number.
     pub id: i64,
     /// When it was found.
+    #[schema(value_type = String)]
     pub time: Timestamp,
     /// By which detector.
     #[serde(rename = "type")]
@@ -167,8 +169,10 @@ pub struct Anomaly {
     /// How sure the detector was, in percent.
     pub confidence: u8,
     /// What is usual.
+    #[schema(value_type = Object)]
     pub baseline: Value,
     /// What was seen.
+    #[schema(value_type = Object)]
     pub observed: Value,
     /// The same in words.
     pub description: String,
@@ -177,6 +181,7 @@ pub struct Anomaly {
     pub verdict: Option<String>,
     /// When.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub addressed_at: Option<Timestamp>,
     /// By whom.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -265,10 +270,17 @@ impl Store {
 
     /// Recorded anomalies, the newest first.
     pub async fn list_anomalies(&self, limit: u32) -> Result<Vec<Anomaly>, StoreError> {
-        let rows = query("SELECT * FROM anomaly_detection ORDER BY anomaly_id DESC LIMIT $1")
-            .bind(limit)
-            .fetch_all(self.readers())
-            .await?;
+        self.page_anomalies(None, limit).await
+    }
+
+    /// A page of them: those before one, the newest first.
+    pub async fn page_anomalies(&self, before: Option<i64>, limit: u32) -> Result<Vec<Anomaly>, StoreError> {
+        let rows =
+            query("SELECT * FROM anomaly_detection WHERE anomaly_id < $1 ORDER BY anomaly_id DESC LIMIT $2")
+                .bind(before.unwrap_or(i64::MAX))
+                .bind(limit)
+                .fetch_all(self.readers())
+                .await?;
         rows.iter().map(read).collect()
     }
 

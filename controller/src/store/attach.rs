@@ -61,8 +61,9 @@ pub struct AttachedServer {
 }
 
 impl Store {
-    /// Takes the channel of a server for a replica, as [`Store::take_channel`], and notes who attached with what. `None` when
-    /// another took the channel meanwhile, or another appliance was registered.
+    /// Takes the channel of a server for a replica, and notes who attached with what: from the holder whose lease is
+    /// `expected`, or, without one, if nobody holds it. `None` when another took the channel meanwhile, or another appliance
+    /// was registered. Of several that try, one gets it.
     pub async fn attach(
         &self,
         attachment: &Attachment,
@@ -92,18 +93,22 @@ impl Store {
         }
         let factors = factors::current(&mut tx, server).await?;
         let epoch = settings::epoch(&mut tx).await?;
-        let open = |column| {
+        let open = |column, place| {
             let sealed = row.maybe_bytes(column)?;
-            let open = |sealed: Vec<u8>| self.sealer().open(Place::Verification, server.as_bytes(), &sealed);
+            let open = |sealed: Vec<u8>| self.sealer().open(place, server.as_bytes(), &sealed);
             Ok::<_, StoreError>(sealed.map(open).transpose()?)
         };
         let reissued = if row.flag("reissue_secret")? { self.reissue(&mut tx, server).await? } else { None };
-        let in_force = open("verification_secret")?
+        let in_force = open("verification_secret", Place::Verification)?
             .ok_or(StoreError::Corrupt { column: "verification_secret", why: "is missing".into() })?;
         let attached = AttachedServer {
             lease: ChannelLease(row.int("channel_lease")?),
             reissued: reissued.is_some(),
-            previous: if reissued.is_some() { Some(in_force.clone()) } else { open("previous_secret")? },
+            previous: if reissued.is_some() {
+                Some(in_force.clone())
+            } else {
+                open("previous_secret", Place::PreviousVerification)?
+            },
             secret: reissued.unwrap_or(in_force),
             factors,
             state: state(&row, epoch)?,
@@ -166,6 +171,21 @@ impl Store {
             .fetch_optional(self.readers())
             .await?;
         row.map_or(Ok(false), |row| row.flag("reissue_secret"))
+    }
+
+    /// As [`Self::server_standing`], with whether a new secret waits for the appliance: both are asked for with every change.
+    pub async fn server_standing_and_secret(
+        &self,
+        server: ServerId,
+    ) -> Result<Option<(ServerStanding, bool)>, StoreError> {
+        let row = query(
+            "SELECT registration_date, decommission_date, revoked_date, requires_verification, reissue_secret \
+             FROM servers WHERE server_id = $1",
+        )
+        .bind(server.to_string())
+        .fetch_optional(self.readers())
+        .await?;
+        row.map(|row| Ok((facts::read_standing(&row)?, row.flag("reissue_secret")?))).transpose()
     }
 
     /// A server's right to serve; `None` when there is no such server.

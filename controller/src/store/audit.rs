@@ -5,6 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use horizon_model::{DeviceId, ServerId};
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{
     Caller, Store, StoreError,
@@ -79,12 +80,13 @@ impl Actor {
 }
 
 /// One row of the audit trail.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AuditEntry {
     /// Its number; later rows have higher ones.
     pub id: i64,
     /// When.
+    #[schema(value_type = String)]
     pub time: Timestamp,
     /// `admin`, `file`, `kubernetes`, `appliance`, `device` or `system`.
     pub actor_type: String,
@@ -110,9 +112,11 @@ pub struct AuditEntry {
     pub notes: Option<String>,
     /// The document before, as JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
     pub previous: Option<serde_json::Value>,
     /// The document after, as JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
     pub new: Option<serde_json::Value>,
 }
 

@@ -93,7 +93,7 @@ pub async fn verify_audit(
     report
 }
 
-async fn verify(
+pub(super) async fn verify(
     pool: &Pool,
     witnesses: &[proto::Envelope],
     now: Timestamp,
@@ -128,7 +128,7 @@ async fn verify(
     for envelope in witnesses {
         take(&mut report, envelope, true);
     }
-    let mut walk = Walk { seen, ..Walk::default() };
+    let mut walk = Walk { seen, latest: millis(now).saturating_add(GAP_PATIENCE), ..Walk::default() };
     // Once through the chain for what was let go, once with the rows.
     let mut dropped = 0;
     let mut after = 0;
@@ -222,6 +222,8 @@ struct Walk {
     number: u64,
     digest: Hash,
     time: i64,
+    /// No link can have been made later than this.
+    latest: i64,
     seen: BTreeMap<u64, Vec<(Hash, bool)>>,
 }
 
@@ -252,6 +254,11 @@ impl Walk {
                 None,
                 format!("link {} was made before the link before it", link.number),
             );
+        }
+        // The age of rows that are let go is counted up to the time of the link.
+        if link.time > self.latest {
+            let what = format!("link {} says that it was made in the future", link.number);
+            report.add("broken", number, None, what);
         }
         if link.dropped > 0 && link.dropped.saturating_mul(MONTH) > link.time.saturating_sub(LEAST_AGE) {
             let what = format!("link {} lets rows go that were younger than 90 days", link.number);

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{
     Actor, Store, StoreError,
@@ -74,12 +75,13 @@ pub struct NewBlock {
 }
 
 /// A blocked range, or one that was.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Block {
     /// Its number.
     pub id: i64,
     /// The range.
+    #[schema(value_type = String)]
     pub range: IpNet,
     /// Why.
     pub reason: String,
@@ -88,9 +90,11 @@ pub struct Block {
     /// `manual` or `threshold`.
     pub source: String,
     /// Since when.
+    #[schema(value_type = String)]
     pub since: Timestamp,
     /// Until when.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub until: Option<Timestamp>,
     /// By whom.
     pub by: String,
@@ -98,6 +102,7 @@ pub struct Block {
     pub hits: u64,
     /// When it was lifted.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub lifted_at: Option<Timestamp>,
     /// By whom.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -271,7 +276,13 @@ impl Store {
 
     /// Blocked ranges and those that were, the newest first.
     pub async fn list_blocks(&self, limit: u32) -> Result<Vec<Block>, StoreError> {
-        let rows = query("SELECT * FROM blocked_ips ORDER BY block_id DESC LIMIT $1")
+        self.page_blocks(None, limit).await
+    }
+
+    /// A page of them: those before one, the newest first.
+    pub async fn page_blocks(&self, before: Option<i64>, limit: u32) -> Result<Vec<Block>, StoreError> {
+        let rows = query("SELECT * FROM blocked_ips WHERE block_id < $1 ORDER BY block_id DESC LIMIT $2")
+            .bind(before.unwrap_or(i64::MAX))
             .bind(limit)
             .fetch_all(self.readers())
             .await?;

@@ -9,7 +9,7 @@ use super::{
     dialect::{Builder, Connection, MAX_BINDS, Row, query},
     facts,
     replicas::{REPLICA_SILENT, age},
-    row::{Columns as _, millis},
+    row::Columns as _,
 };
 
 /// Who has a channel.
@@ -46,38 +46,6 @@ const PRESENCES: &str = "SELECT server_id, channel_lease, channel_replica, chann
      WHERE channel_replica IS NOT NULL";
 
 impl Store {
-    /// Takes a server's channel for a replica: from the holder whose lease is `expected`, or, without one, if nobody holds
-    /// it. `None` when it is no longer so, or there is no such server. Of several that try, one gets it.
-    pub async fn take_channel(
-        &self,
-        server: ServerId,
-        replica: ReplicaId,
-        incarnation: Incarnation,
-        expected: Option<ChannelLease>,
-        now: Timestamp,
-    ) -> Result<Option<ChannelLease>, StoreError> {
-        let _timed = self.timed("take_channel");
-        self.retried("take_channel", || async {
-            let mut tx = self.begin().await?;
-            let row = query(
-                "UPDATE servers SET channel_lease = channel_lease + 1, channel_replica = $1, channel_incarnation = $2, \
-                 channel_since = $3 WHERE server_id = $4 AND CASE WHEN $5 THEN channel_replica IS NULL \
-                 ELSE channel_lease = $6 END RETURNING channel_lease",
-            )
-            .bind(replica.to_string())
-            .bind(incarnation.to_string())
-            .bind(millis(now))
-            .bind(server.to_string())
-            .bind(expected.is_none())
-            .bind(expected.map_or(0, |lease| lease.0))
-            .fetch_optional(&mut *tx)
-            .await?;
-            tx.commit().await?;
-            row.map(|row| Ok(ChannelLease(row.int("channel_lease")?))).transpose()
-        })
-        .await
-    }
-
     /// What is kept of a server, but for its capabilities, and who has its channel, in one look.
     pub async fn arrival(
         &self,

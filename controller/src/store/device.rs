@@ -6,6 +6,7 @@ use horizon_model::{DeviceId, DeviceInfo, KeyId, PublicKey, TaggedSecret};
 use jiff::Timestamp;
 use serde::Serialize;
 use thiserror::Error;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
@@ -145,10 +146,11 @@ pub(super) fn standing(own: DeviceStanding, key: KeyStanding, now: Timestamp) ->
 }
 
 /// A device as lists show it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DeviceView {
     /// The device.
+    #[schema(value_type = String)]
     pub id: DeviceId,
     /// The name its user knows it by.
     pub name: String,
@@ -167,8 +169,10 @@ pub struct DeviceView {
     /// `active`, `inactive`, `suspicious` or `blocked`.
     pub status: String,
     /// When it was enrolled.
+    #[schema(value_type = String)]
     pub enrolled_at: Timestamp,
     /// When it was last here.
+    #[schema(value_type = String)]
     pub last_seen: Timestamp,
     /// Why it is blocked.
     #[serde(skip_serializing_if = "Option::is_none")]

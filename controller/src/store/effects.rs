@@ -276,33 +276,32 @@ async fn remove(
             Ok(())
         }
         KindName::PersonalKey => {
-            query(
-                "UPDATE personal_keys SET status = 'deactivated', deactivation_date = $1, deactivation_reason = $2 \
-                 WHERE key_id = $3 AND deactivation_date IS NULL",
-            )
-            .bind(millis(now))
-            .bind(REMOVED)
-            .bind(&uid)
-            .execute(&mut *db)
-            .await?;
+            end_keys(db, "key_id", &uid, REMOVED, now).await?;
             servers.extend(revocation::servers_of_key(db, &uid).await?);
             Ok(())
         }
         KindName::User => {
-            query(
-                "UPDATE personal_keys SET status = 'deactivated', deactivation_date = $1, deactivation_reason = $2 \
-                 WHERE user_uid = $3 AND deactivation_date IS NULL",
-            )
-            .bind(millis(now))
-            .bind(USER_REMOVED)
-            .bind(&uid)
-            .execute(&mut *db)
-            .await?;
+            end_keys(db, "user_uid", &uid, USER_REMOVED, now).await?;
             servers.extend(revocation::servers_of_user(db, &uid).await?);
             Ok(())
         }
         _ => Ok(()),
     }
+}
+
+/// The personal keys of which a column is `uid` have ended. The first reason stays.
+async fn end_keys(
+    db: &mut Connection,
+    column: &'static str,
+    uid: &str,
+    reason: &str,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let mut update = Builder::new("UPDATE personal_keys SET status = 'deactivated', deactivation_date = ");
+    update.push_bind(millis(now)).push(", deactivation_reason = ").push_bind(reason.to_owned());
+    update.push(" WHERE deactivation_date IS NULL AND ").push(column).push(" = ").push_bind(uid.to_owned());
+    update.build().execute(&mut *db).await?;
+    Ok(())
 }
 
 /// The server has ended. The first reason stays.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use horizon_model::{DeviceId, ServerId, SessionId};
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
@@ -96,12 +97,13 @@ pub struct NewEvent {
 }
 
 /// A recorded event.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SecurityEvent {
     /// Its number; later events have higher ones.
     pub id: i64,
     /// When.
+    #[schema(value_type = String)]
     pub time: Timestamp,
     /// What happened, as one word.
     #[serde(rename = "type")]
@@ -119,9 +121,11 @@ pub struct SecurityEvent {
     /// What happened, as a sentence.
     pub description: String,
     /// More, for programs.
+    #[schema(value_type = Object)]
     pub data: serde_json::Value,
     /// When somebody handled it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub handled_at: Option<Timestamp>,
     /// Who.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{
     Actor, Store, StoreError,
@@ -12,7 +13,7 @@ use super::{
 };
 
 /// A flag.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Flag {
     /// Its number.
@@ -26,11 +27,13 @@ pub struct Flag {
     /// Why.
     pub reason: String,
     /// Since when.
+    #[schema(value_type = String)]
     pub since: Timestamp,
     /// By whom: a person, or a detector.
     pub by: String,
     /// When it was cleared.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub cleared_at: Option<Timestamp>,
     /// By whom.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -127,6 +130,16 @@ impl Store {
         .bind(limit)
         .fetch_all(self.readers())
         .await?;
+        rows.iter().map(read).collect()
+    }
+
+    /// A page of flags, whether they stand or not: those before one, the newest first.
+    pub async fn page_flags(&self, before: Option<i64>, limit: u32) -> Result<Vec<Flag>, StoreError> {
+        let rows = query("SELECT * FROM flags WHERE flag_id < $1 ORDER BY flag_id DESC LIMIT $2")
+            .bind(before.unwrap_or(i64::MAX))
+            .bind(limit)
+            .fetch_all(self.readers())
+            .await?;
         rows.iter().map(read).collect()
     }
 }

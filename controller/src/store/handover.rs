@@ -19,7 +19,7 @@ use super::{
     personal::SALT_BYTES,
     rotation_versions,
     row::{Columns as _, millis},
-    seal::random,
+    seal::{Place, random},
 };
 
 /// How often a code may be tried.
@@ -130,7 +130,7 @@ fn normal(code: &str) -> Zeroizing<String> {
 
 struct Open {
     key: KeyId,
-    code_hash: Vec<u8>,
+    code_hash: Zeroizing<Vec<u8>>,
     code_salt: Vec<u8>,
     attempts: u32,
 }
@@ -158,18 +158,24 @@ impl Store {
                 .bind(key.to_string())
                 .execute(&mut *tx)
                 .await?;
+            let sealer = self.sealer();
+            let seal = |place, value: &[u8]| sealer.seal_bytes(place, id.as_bytes(), value);
+            let digest = seal(Place::Handover, &sha256(secret.expose()).0);
+            // A code is short: its hash would not keep it from who has the database.
+            let code = seal(Place::HandoverCode, &code_hash);
             query(
                 "INSERT INTO key_handovers (handover_id, key_id, secret_digest, code_hash, code_salt, creation_date, \
-                 expiration_date, created_by) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+                 expiration_date, created_by, digest_key, code_key) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9)",
             )
             .bind(id.to_string())
             .bind(key.to_string())
-            .bind(&sha256(secret.expose()).0[..])
-            .bind(&code_hash[..])
+            .bind(digest.bytes)
+            .bind(code.bytes)
             .bind(&salt[..])
             .bind(millis(now))
             .bind(millis(expires))
             .bind(actor.name())
+            .bind(digest.key)
             .execute(&mut *tx)
             .await?;
             let record = Record::new("hand_over", KindName::PersonalKey.as_str(), key, &name);
@@ -219,8 +225,10 @@ impl Store {
             .fetch_optional(&mut *tx)
             .await?;
         let digest = sha256(claim.secret.expose()).0;
+        let (sealer, owner) = (self.sealer(), claim.id.as_bytes());
+        let is = |sealed: Vec<u8>| sealer.is_digest(Place::Handover, owner, &sealed, &digest);
         let row = match row {
-            Some(row) if equal(&row.bytes("secret_digest")?, &digest) => row,
+            Some(row) if is(row.bytes("secret_digest")?).map_err(StoreError::from)? => row,
             _ => return Err(ClaimError::Unknown),
         };
         check_open(&row, claim, now)?;
@@ -232,7 +240,9 @@ impl Store {
             .await?;
         let open = Open {
             key: row.parsed("key_id")?,
-            code_hash: row.bytes("code_hash")?,
+            code_hash: sealer
+                .open_bytes(Place::HandoverCode, owner, &row.bytes("code_hash")?)
+                .map_err(StoreError::from)?,
             code_salt: row.bytes("code_salt")?,
             attempts,
         };

@@ -14,7 +14,7 @@ use super::{
     ChannelLease, Store, StoreError,
     dialect::{Builder, Connection, Engine, MAX_BINDS, Row, query},
     row::{Columns as _, int, millis},
-    seal::Place,
+    seal::{Place, Sealer},
 };
 
 /// The most beats of one transaction.
@@ -204,9 +204,9 @@ impl Store {
         .await
     }
 
-    fn sealed(&self, beat: &Beat) -> (Vec<u8>, Vec<u8>) {
-        let seal = |secret| self.sealer().seal(Place::Verification, beat.server.as_bytes(), secret);
-        (seal(&beat.secret), seal(&beat.previous))
+    fn sealed(sealer: &Sealer, beat: &Beat) -> (Vec<u8>, Vec<u8>) {
+        let seal = |place, secret| sealer.seal(place, beat.server.as_bytes(), secret).bytes;
+        (seal(Place::Verification, &beat.secret), seal(Place::PreviousVerification, &beat.previous))
     }
 
     async fn update_at_once(
@@ -214,10 +214,12 @@ impl Store {
         db: &mut Connection,
         beats: &BTreeMap<ServerId, &Beat>,
     ) -> Result<HashSet<ServerId>, StoreError> {
-        let (secrets, previous): (Vec<_>, Vec<_>) = beats.values().map(|beat| self.sealed(beat)).unzip();
+        let sealer = self.sealer();
+        let (secrets, previous): (Vec<_>, Vec<_>) =
+            beats.values().map(|beat| Self::sealed(&sealer, beat)).unzip();
         let rows = query(
             "UPDATE servers s SET last_heartbeat = b.received, heartbeat_counter = b.counter, \
-             verification_secret = b.secret, previous_secret = b.previous \
+             verification_secret = b.secret, previous_secret = b.previous, verification_key = $8, previous_key = $8 \
              FROM UNNEST($1::TEXT[], $2::BYTEA[], $3::BIGINT[], $4::BIGINT[], $5::BIGINT[], $6::BYTEA[], $7::BYTEA[]) \
              AS b(server_id, public_key, lease, received, counter, secret, previous) \
              WHERE s.server_id = b.server_id AND s.public_key = b.public_key AND s.channel_lease = b.lease \
@@ -230,6 +232,7 @@ impl Store {
         .bind(beats.values().map(|beat| int(beat.counter)).collect::<Vec<_>>())
         .bind(secrets)
         .bind(previous)
+        .bind(sealer.sealing())
         .fetch_all(db)
         .await?;
         rows.iter().map(|row| row.parsed("server_id")).collect()
@@ -240,12 +243,13 @@ impl Store {
         db: &mut Connection,
         beats: &BTreeMap<ServerId, &Beat>,
     ) -> Result<HashSet<ServerId>, StoreError> {
-        let mut taken = HashSet::new();
+        let (mut taken, sealer) = (HashSet::new(), self.sealer());
         for beat in beats.values() {
-            let (secret, previous) = self.sealed(beat);
+            let (secret, previous) = Self::sealed(&sealer, beat);
             let done = query(
                 "UPDATE servers SET last_heartbeat = $1, heartbeat_counter = $2, verification_secret = $3, \
-                 previous_secret = $4 WHERE server_id = $5 AND public_key = $6 AND channel_lease = $7",
+                 previous_secret = $4, verification_key = $8, previous_key = $8 \
+                 WHERE server_id = $5 AND public_key = $6 AND channel_lease = $7",
             )
             .bind(millis(beat.received))
             .bind(int(beat.counter))
@@ -254,6 +258,7 @@ impl Store {
             .bind(beat.server.to_string())
             .bind(&beat.key.0[..])
             .bind(beat.lease.0)
+            .bind(sealer.sealing())
             .execute(&mut *db)
             .await?;
             if done.rows_affected() > 0 {
@@ -281,16 +286,28 @@ impl Store {
         db: &mut Connection,
         server: ServerId,
     ) -> Result<Option<Secret>, StoreError> {
-        let row = query("SELECT reissue_secret FROM servers WHERE server_id = $1")
-            .bind(server.to_string())
-            .fetch_optional(&mut *db)
-            .await?;
-        if !row.map(|row| row.flag("reissue_secret")).transpose()?.unwrap_or(false) {
+        let row =
+            query("SELECT reissue_secret, verification_secret FROM servers WHERE server_id = $1 {lock}")
+                .bind(server.to_string())
+                .fetch_optional(&mut *db)
+                .await?;
+        let Some(row) = row else { return Ok(None) };
+        if !row.flag("reissue_secret")? {
             return Ok(None);
         }
-        let secret = Secret::new(super::seal::random());
-        query("UPDATE servers SET previous_secret = verification_secret, verification_secret = $1 WHERE server_id = $2")
-            .bind(self.sealer().seal(Place::Verification, server.as_bytes(), &secret))
+        let (secret, sealer, owner) = (Secret::new(super::seal::random()), self.sealer(), server.as_bytes());
+        // Each column is a place of its own: what moves from one to the other is sealed anew.
+        let before = sealer.open(Place::Verification, owner, &row.bytes("verification_secret")?)?;
+        let before = sealer.seal(Place::PreviousVerification, owner, &before);
+        let sealed = sealer.seal(Place::Verification, owner, &secret);
+        query(
+            "UPDATE servers SET previous_secret = $1, previous_key = $2, verification_secret = $3, verification_key = $4 \
+             WHERE server_id = $5",
+        )
+            .bind(before.bytes)
+            .bind(before.key)
+            .bind(sealed.bytes)
+            .bind(sealed.key)
             .bind(server.to_string())
             .execute(&mut *db)
             .await?;

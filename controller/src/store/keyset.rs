@@ -197,15 +197,16 @@ impl Store {
                 .as_ref()
                 .map(|key| self.sealer().seal(Place::KeySet, &owner(new.version), key.secret));
             query(
-                "INSERT INTO keysets (version, signed, key_name, key_public, key_sealed, made_date) \
-                 VALUES ($1, $2, $3, $4, $5, $6)",
+                "INSERT INTO keysets (version, signed, key_name, key_public, key_sealed, made_date, sealing_key) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7)",
             )
             .bind(int(new.version))
             .bind(&new.signed[..])
             .bind(new.key.as_ref().map(|key| key.name.clone()))
             .bind(new.key.as_ref().map(|key| key.public.0.to_vec()))
-            .bind(sealed)
+            .bind(sealed.as_ref().map(|sealed| sealed.bytes.clone()))
             .bind(millis(now))
+            .bind(sealed.as_ref().map(|sealed| sealed.key))
             .execute(&mut *tx)
             .await?;
             wipe(&mut tx, &new.needed).await?;
@@ -360,7 +361,7 @@ async fn wipe(db: &mut Connection, needed: &[PublicKey]) -> Result<(), StoreErro
     for row in &rows {
         let public = row.maybe_bytes32("key_public")?.map(PublicKey);
         if !public.is_some_and(|public| needed.contains(&public)) {
-            query("UPDATE keysets SET key_sealed = NULL WHERE version = $1")
+            query("UPDATE keysets SET key_sealed = NULL, sealing_key = NULL WHERE version = $1")
                 .bind(row.int("version")?)
                 .execute(&mut *db)
                 .await?;

@@ -155,14 +155,6 @@ impl Store {
         .await?;
         tx.commit().await
     }
-
-    /// The epoch in force, and the name of who leads.
-    pub async fn leader(&self) -> Result<(LeaderEpoch, Option<String>), StoreError> {
-        let row = query("SELECT epoch, replica_name FROM leadership WHERE singleton = 1")
-            .fetch_one(self.readers())
-            .await?;
-        Ok((LeaderEpoch(row.int("epoch")?), row.maybe_text("replica_name")?))
-    }
 }
 
 fn other(row: &Row) -> Result<LeaseOutcome, StoreError> {

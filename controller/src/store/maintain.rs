@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     Store, StoreError, admin_idempotency, admin_key, admin_session, anomaly, audit_chain, block,
-    dialect::{Connection, Engine, query},
+    dialect::{Engine, query},
     notification, replicas,
     row::{Columns as _, millis},
     service,
@@ -23,8 +23,12 @@ pub struct Retention {
     pub audit: SignedDuration,
     /// Answered challenges.
     pub challenges: SignedDuration,
-    /// Security events.
+    /// Security events, and what else is about them.
     pub events: SignedDuration,
+    /// Sessions that ended. Postgres keeps them for a day at least, whoever asks.
+    pub sessions: SignedDuration,
+    /// From where people connected: the addresses of ended sessions and of events.
+    pub addresses: SignedDuration,
     /// Replicas that went without a word.
     pub replicas: Duration,
 }
@@ -38,6 +42,8 @@ impl Default for Retention {
             audit: SignedDuration::from_hours(400 * DAY),
             challenges: SignedDuration::from_hours(30 * DAY),
             events: SignedDuration::from_hours(365 * DAY),
+            sessions: SignedDuration::from_hours(365 * DAY),
+            addresses: SignedDuration::from_hours(90 * DAY),
             replicas: Duration::from_secs(600),
         }
     }
@@ -52,14 +58,29 @@ pub struct Maintained {
     pub dropped: u64,
     /// Rows that were deleted one by one.
     pub deleted: u64,
+    /// Rows that do not say any more from where somebody connected.
+    pub forgotten: u64,
 }
 
-/// The tables that are cut by time on Postgres, with the column of the time.
+/// The tables that are cut by time on Postgres, and how what is old goes on SQLite.
 const BY_TIME: [(&str, &str); 3] = [
-    ("heartbeats", "DELETE FROM heartbeats WHERE received_time < $1"),
-    ("connection_metrics", "DELETE FROM connection_metrics WHERE minute < $1"),
-    ("audit_logs", "DELETE FROM audit_logs WHERE timestamp < $1"),
+    (
+        "heartbeats",
+        "DELETE FROM heartbeats WHERE rowid IN (SELECT rowid FROM heartbeats WHERE received_time < $1 LIMIT $2)",
+    ),
+    (
+        "connection_metrics",
+        "DELETE FROM connection_metrics WHERE rowid IN (SELECT rowid FROM connection_metrics WHERE minute < $1 LIMIT $2)",
+    ),
+    (
+        "audit_logs",
+        "DELETE FROM audit_logs WHERE rowid IN (SELECT rowid FROM audit_logs WHERE timestamp < $1 LIMIT $2)",
+    ),
 ];
+const CHALLENGES: &str = "DELETE FROM verification_challenges WHERE challenge_id IN \
+                          (SELECT challenge_id FROM verification_challenges WHERE challenge_time < $1 LIMIT $2)";
+const EVENTS: &str = "DELETE FROM security_events WHERE event_id IN \
+                      (SELECT event_id FROM security_events WHERE timestamp < $1 LIMIT $2)";
 
 impl Store {
     /// Makes partitions ahead, drops those whose time is over, and deletes what is old elsewhere.
@@ -84,19 +105,21 @@ impl Store {
                 before = month.saturating_mul(audit_chain::MONTH);
                 audit_chain::record_drop(&mut tx, month, now).await?;
             }
-            match tx.engine() {
-                Engine::Postgres => {
-                    let row = query("SELECT horizon_drop_partitions($1, $2) AS n").bind(table).bind(before);
-                    done.dropped += row.fetch_one(&mut *tx).await?.count("n")?;
-                }
-                Engine::Sqlite => {
-                    done.deleted += query(delete).bind(before).execute(&mut *tx).await?.rows_affected();
-                }
+            let engine = tx.engine();
+            if engine == Engine::Postgres {
+                let row = query("SELECT horizon_drop_partitions($1, $2) AS n").bind(table).bind(before);
+                done.dropped += row.fetch_one(&mut *tx).await?.count("n")?;
             }
             tx.commit().await?;
+            if engine == Engine::Sqlite {
+                done.deleted += self.step_by_step(delete, before).await?;
+            }
         }
+        done.deleted += self.step_by_step(CHALLENGES, before(retention.challenges)).await?;
+        done.deleted += self.step_by_step(EVENTS, before(retention.events)).await?;
+        done.deleted += self.forget_sessions(before(retention.sessions)).await?;
+        done.forgotten += self.forget_addresses(before(retention.addresses)).await?;
         let mut tx = self.begin().await?;
-        done.deleted += prune(&mut tx, before(retention.challenges), before(retention.events)).await?;
         done.deleted += replicas::forget_silent(&mut tx, retention.replicas).await?;
         let old = before(retention.events);
         done.deleted += anomaly::prune(&mut tx, now, old).await?;
@@ -109,15 +132,4 @@ impl Store {
         tx.commit().await?;
         Ok(done)
     }
-}
-
-async fn prune(db: &mut Connection, challenges: i64, events: i64) -> Result<u64, StoreError> {
-    let mut deleted = 0;
-    for (delete, before) in [
-        ("DELETE FROM verification_challenges WHERE challenge_time < $1", challenges),
-        ("DELETE FROM security_events WHERE timestamp < $1", events),
-    ] {
-        deleted += query(delete).bind(before).execute(&mut *db).await?.rows_affected();
-    }
-    Ok(deleted)
 }

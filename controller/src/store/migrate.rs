@@ -28,7 +28,7 @@ pub(super) struct Migration {
 }
 
 /// The migrations, by number. A released one is never edited.
-pub(super) const MIGRATIONS: [Migration; 9] = [
+pub(super) const MIGRATIONS: [Migration; 12] = [
     Migration {
         version: 1,
         compatible_from: 1,
@@ -89,6 +89,27 @@ pub(super) const MIGRATIONS: [Migration; 9] = [
         version: 9,
         compatible_from: 2,
         text: include_str!("../../migrations/0009_audit.sql"),
+        sqlite: "",
+        postgres: "",
+    },
+    Migration {
+        version: 10,
+        compatible_from: 2,
+        text: include_str!("../../migrations/0010_sealing.sql"),
+        sqlite: "",
+        postgres: "",
+    },
+    Migration {
+        version: 11,
+        compatible_from: 2,
+        text: include_str!("../../migrations/0011_retention.sql"),
+        sqlite: "",
+        postgres: include_str!("../../migrations/0011_retention.postgres.sql"),
+    },
+    Migration {
+        version: 12,
+        compatible_from: 2,
+        text: include_str!("../../migrations/0012_looks.sql"),
         sqlite: "",
         postgres: "",
     },
@@ -155,8 +176,29 @@ pub(super) async fn run(
     Ok(applied)
 }
 
+/// The migrations up to a version.
+pub(super) fn up_to(version: i64) -> &'static [Migration] {
+    let end = MIGRATIONS.iter().take_while(|migration| migration.version <= version).count();
+    &MIGRATIONS[..end]
+}
+
+/// The version of the schema; 0 when there is none.
+pub(super) async fn version(db: &mut Connection) -> Result<i64, StoreError> {
+    let table = match db.engine() {
+        Engine::Sqlite => {
+            query("SELECT name FROM sqlite_master WHERE type = 'table' AND name = 'schema_migrations'")
+        }
+        Engine::Postgres => query("SELECT CAST(to_regclass('schema_migrations') AS TEXT) AS name"),
+    };
+    let row = table.fetch_optional(&mut *db).await?;
+    if row.map(|row| row.maybe_text("name")).transpose()?.flatten().is_none() {
+        return Ok(0);
+    }
+    Ok(found(db).await?.last().map_or(0, |newest| newest.version))
+}
+
 /// The roles that have rules.
-const ROLES: [&str; 2] = ["horizon_run", "horizon_reader"];
+const ROLES: [&str; 3] = ["horizon_run", "horizon_reader", "horizon_backup"];
 
 /// States anew who may do what. Returns the roles that are not there.
 pub(super) async fn grant(db: &mut Connection) -> Result<Vec<String>, StoreError> {
@@ -178,9 +220,7 @@ pub(super) async fn grant(db: &mut Connection) -> Result<Vec<String>, StoreError
 /// Whether this program works with the schema of the database: the one it knows, or a newer one that only added to it.
 pub(super) async fn verify(db: &mut Connection, migrations: &[Migration]) -> Result<(), StoreError> {
     let wanted = migrations.last().map_or(0, |newest| newest.version);
-    let table =
-        query("SELECT CAST(to_regclass('schema_migrations') AS TEXT) AS name").fetch_one(&mut *db).await?;
-    if table.maybe_text("name")?.is_none() {
+    if version(db).await? == 0 {
         return Err(StoreError::OldSchema { found: 0, wanted });
     }
     let found = found(db).await?;
@@ -190,7 +230,7 @@ pub(super) async fn verify(db: &mut Connection, migrations: &[Migration]) -> Res
 }
 
 async fn found(db: &mut Connection) -> Result<Vec<Found>, StoreError> {
-    let rows = query("SELECT * FROM schema_migrations ORDER BY version").fetch_all(&mut *db).await?;
+    let rows = query("SELECT * FROM schema_migrations ORDER BY version").once().fetch_all(&mut *db).await?;
     rows.iter()
         .map(|row| {
             let version = row.int("version")?;

@@ -23,6 +23,7 @@ mod challenge;
 mod changed;
 mod channels;
 mod client_report;
+mod copy;
 mod device;
 mod device_decision;
 mod device_machine;
@@ -34,6 +35,7 @@ mod expiry;
 mod factors;
 mod facts;
 mod flag;
+mod forget;
 mod handover;
 mod hashing;
 mod heartbeat;
@@ -41,6 +43,7 @@ mod identity;
 mod ids;
 mod keyset;
 mod leadership;
+mod look;
 mod maintain;
 mod migrate;
 mod note;
@@ -50,6 +53,7 @@ mod pages;
 mod personal;
 mod registration;
 mod reissue;
+mod renewal;
 mod replicas;
 mod resources;
 mod revocation;
@@ -60,6 +64,8 @@ mod rotation_runs;
 mod rotation_versions;
 mod row;
 mod seal;
+mod seal_keys;
+mod seal_rows;
 mod service;
 mod session;
 mod session_rows;
@@ -79,7 +85,8 @@ pub use admin_key::TokenKey;
 pub use admin_login::{Credentials, LoginError, OwnError, RecoveryDigests};
 pub use admin_role::RoleView;
 pub use admin_session::{
-    AdminSessionId, AdminSessionView, Begun, Caller, Duty, LogoutReason, SessionRefused, SignedIn,
+    AdminSessionId, AdminSessionPlace, AdminSessionView, Begun, Caller, Duty, LogoutReason, SessionRefused,
+    SignedIn,
 };
 pub use anomaly::{Anomaly, Look, Noted, Subject, SubjectKind};
 pub use attach::{AttachedServer, Attachment};
@@ -90,6 +97,7 @@ pub use block::{Block, BlockSeverity, BlockSource, NewBlock};
 pub use challenge::{Answered, ChallengeId, ChallengeRecord, ChallengeType};
 pub use channels::{ChannelHolder, PresenceRow};
 pub use client_report::ClientReport;
+pub use copy::{Cell, CellKind, Column, LoadError, Loading, Renewal, Renewed, Shape, Snapshot};
 pub use device::{DeviceRecord, DeviceView, EnrolError, Enrolled, KeyStanding};
 pub use dialect::{Database, InvalidUrl, PostgresOptions};
 pub use event::{EventFilter, NewEvent, SecurityEvent, Severity, Source};
@@ -121,6 +129,10 @@ pub use rotation_history::{Rotated, RotationView};
 pub use rotation_runs::{PolicyFigures, Run, RunProgress};
 pub(crate) use seal::random;
 pub use seal::{EnvelopeKey, SealError};
+pub use seal_keys::{
+    ENVELOPE_CLASS, EnvelopePhase, EnvelopeRotation, EnvelopeState, NewEnvelopeRotation,
+};
+pub use seal_rows::{ResealCursor, Resealed};
 pub use service::{Report, Service, ServiceNote, ServiceState, Summary};
 pub use session::{EndReason, Ended, EndedBy, NewSession, SessionError, SessionOutcome, SessionStatus};
 pub use session_rows::{SessionRow, SessionView};
@@ -131,13 +143,16 @@ pub use usage::{SessionMinute, SessionsApplied, Usage};
 pub use user_settings::{SettingsDevice, SettingsView, WrappedKey};
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
 use thiserror::Error;
 
-use crate::metrics::Metrics;
+use crate::{
+    keys::{Envelope, EnvelopeError},
+    metrics::Metrics,
+};
 use dialect::query;
 use hashing::Line;
 use seal::Sealer;
@@ -170,6 +185,28 @@ pub enum StoreError {
     /// A sealed value cannot be opened.
     #[error(transparent)]
     Seal(#[from] SealError),
+    /// A data key cannot be wrapped or unwrapped.
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
+    /// The data keys are wrapped under another envelope key.
+    #[error(
+        "the data keys of the database are not wrapped under the envelope key {held}, which is what this controller has: the \
+         envelope key was replaced since, or this is that of another database; take it from another replica, or restore keys and \
+         database of the same time"
+    )]
+    OtherEnvelope {
+        /// The id of what this controller has.
+        held: String,
+    },
+    /// A database of before there were data keys, and no envelope key that is a file's.
+    #[error(
+        "the database is sealed under an envelope key of a file: start with that first, then run \
+         `horizon-controller envelope rewrap`"
+    )]
+    FirstEnvelope,
+    /// The envelope key is being replaced.
+    #[error("the envelope key is being replaced by {0}: wait until every replica uses that")]
+    EnvelopeChanges(String),
     /// The schema is newer than this program.
     #[error(
         "the database has schema version {found}, this program knows up to {newest}: use a newer program"
@@ -232,7 +269,8 @@ pub struct Store {
 struct Inner {
     writer: dialect::Pool,
     readers: dialect::Pool,
-    sealer: Sealer,
+    sealer: RwLock<Arc<Sealer>>,
+    envelope: RwLock<Envelope>,
     hashing: Line,
     /// Apart from the above: whoever floods one with work does not keep the other from its own.
     passwords: Line,
@@ -252,30 +290,33 @@ impl Store {
     /// that works with it.
     pub async fn open(
         database: impl Into<Database>,
-        envelope: &EnvelopeKey,
+        envelope: impl Into<Envelope>,
         metrics: Metrics,
     ) -> Result<Self, StoreError> {
+        let envelope = envelope.into();
+        // What is wrong with hardware is said before what its key does not open.
+        envelope.check().await?;
         let (writer, readers) = dialect::open(&database.into()).await?;
-        let inner = Inner {
-            writer,
-            readers,
-            sealer: Sealer::new(envelope),
-            hashing: Line::new(HASHING_PERMITS, HASHING_WAITING),
-            passwords: Line::new(PASSWORD_PERMITS, PASSWORDS_WAITING),
-            metrics,
-            watched: Mutex::new(None),
-        };
-        let store = Self { inner: Arc::new(inner) };
-        let mut tx = store.begin().await?;
+        let mut tx = writer.begin().await?;
         match tx.engine() {
             dialect::Engine::Sqlite => {
                 migrate::run(&mut tx, &migrate::MIGRATIONS, jiff::Timestamp::now()).await?;
             }
             dialect::Engine::Postgres => migrate::verify(&mut tx, &migrate::MIGRATIONS).await?,
         }
-        settings::bind_envelope(&mut tx, &store.inner.sealer).await?;
+        let sealer = seal_keys::bind(&mut tx, &envelope).await?;
         tx.commit().await?;
-        Ok(store)
+        let inner = Inner {
+            writer,
+            readers,
+            sealer: RwLock::new(Arc::new(sealer)),
+            envelope: RwLock::new(envelope),
+            hashing: Line::new(HASHING_PERMITS, HASHING_WAITING),
+            passwords: Line::new(PASSWORD_PERMITS, PASSWORDS_WAITING),
+            metrics,
+            watched: Mutex::new(None),
+        };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Brings the schema of a database up to date, in one transaction: if it fails, everything is as it was, and programs
@@ -327,8 +368,32 @@ impl Store {
         self.sealer().stamp(text)
     }
 
-    fn sealer(&self) -> &Sealer {
-        &self.inner.sealer
+    /// Whether a stamp is one of a text.
+    pub fn is_stamp(&self, text: &[u8], stamp: &[u8]) -> bool {
+        self.sealer().is_stamp(text, stamp)
+    }
+
+    /// What all replicas have in common and nobody else knows; what is in use first.
+    pub fn shared_keys(&self) -> Vec<horizon_model::Secret> {
+        self.sealer().shared().to_vec()
+    }
+
+    /// The envelope key that the data keys were opened with.
+    pub fn envelope(&self) -> Envelope {
+        // It is replaced as a whole, whatever thread panics.
+        self.inner.envelope.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn replace_envelope(&self, envelope: Envelope) {
+        *self.inner.envelope.write().unwrap_or_else(PoisonError::into_inner) = envelope;
+    }
+
+    fn sealer(&self) -> Arc<Sealer> {
+        self.inner.sealer.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn use_sealer(&self, sealer: Sealer) {
+        *self.inner.sealer.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(sealer);
     }
 
     /// Counts an operation that is done again.

@@ -2,6 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{
     Actor, LeaderEpoch, SecurityEvent, Store, StoreError,
@@ -88,12 +89,13 @@ pub struct NewNotification {
 }
 
 /// A stored notification.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Notification {
     /// Its number.
     pub id: i64,
     /// When it was made.
+    #[schema(value_type = String)]
     pub time: Timestamp,
     /// `security`, `system`, …
     #[serde(rename = "type")]
@@ -108,6 +110,7 @@ pub struct Notification {
     pub occurrences: u64,
     /// When it was read.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub read_at: Option<Timestamp>,
     /// By whom.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -119,6 +122,7 @@ pub struct Notification {
     pub action: Option<String>,
     /// When.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub action_at: Option<Timestamp>,
     /// By whom.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -200,10 +204,22 @@ impl Store {
 
     /// Notifications, the newest first.
     pub async fn list_notifications(&self, limit: u32) -> Result<Vec<Notification>, StoreError> {
-        let rows = query("SELECT * FROM notifications ORDER BY notification_id DESC LIMIT $1")
-            .bind(limit)
-            .fetch_all(self.readers())
-            .await?;
+        self.page_notifications(None, limit).await
+    }
+
+    /// A page of them: those before one, the newest first.
+    pub async fn page_notifications(
+        &self,
+        before: Option<i64>,
+        limit: u32,
+    ) -> Result<Vec<Notification>, StoreError> {
+        let rows = query(
+            "SELECT * FROM notifications WHERE notification_id < $1 ORDER BY notification_id DESC LIMIT $2",
+        )
+        .bind(before.unwrap_or(i64::MAX))
+        .bind(limit)
+        .fetch_all(self.readers())
+        .await?;
         rows.iter().map(read).collect()
     }
 

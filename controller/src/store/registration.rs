@@ -12,7 +12,7 @@ use super::{
     Actor, ChannelLease, LeaderEpoch, NewEvent, Severity, Source, Store, StoreError,
     audit::{self, Record},
     changed, channels,
-    dialect::{Connection, Row, Transaction, query},
+    dialect::{Builder, Connection, Row, Transaction, query},
     effects, event, factors, identity, leadership, resources,
     row::{Columns as _, millis},
     seal::{Place, random},
@@ -128,7 +128,7 @@ impl From<sqlx::Error> for RegisterError {
 }
 
 impl Store {
-    /// Makes the secret of a registration key, once. Only its SHA-256 is kept, which suffices for 256 random bits.
+    /// Makes the secret of a registration key, once. Only a keyed hash of it is kept, and its digest sealed.
     pub async fn issue_registration_secret(&self, key: Uuid, now: Timestamp) -> Result<Secret, IssueError> {
         self.retried("issue_registration_secret", || self.issue_once(key, None, now)).await
     }
@@ -169,10 +169,19 @@ impl Store {
             return Err(IssueError::Ended);
         }
         let secret = Secret::new(random());
-        query("UPDATE registration_keys SET secret_hash = $1, secret_file = $2 WHERE key_uid = $3")
-            .bind(hash(&secret))
+        let (digest, sealer) = (hash(&secret), self.sealer());
+        let kept = sealer.seal_bytes(Place::Registration, key.as_bytes(), &digest);
+        let hash = sealer.lookup(Place::Registration, &digest);
+        query(
+            "UPDATE registration_keys SET secret_hash = $1, secret_file = $2, lookup_key = $4, secret_digest = $5, digest_key = $6 \
+             WHERE key_uid = $3",
+        )
+            .bind(hash.as_ref().map_or(digest.to_vec(), |hash| hash.bytes.clone()))
             .bind(deliverer.map(|_| UNDELIVERED))
             .bind(key.to_string())
+            .bind(hash.as_ref().map(|hash| hash.key))
+            .bind(hash.as_ref().map(|_| kept.bytes))
+            .bind(hash.as_ref().map(|_| kept.key))
             .execute(&mut *tx)
             .await
             .map_err(StoreError::from)?;
@@ -213,7 +222,12 @@ impl Store {
         now: Timestamp,
     ) -> Result<RegisteredServer, RegisterError> {
         let _timed = self.timed("register_server");
-        self.retried("register_server", || self.register_once(request, now)).await
+        let done = self.retried("register_server", || self.register_once(request, now)).await;
+        // What is looked up may be hashed under a key that this replica does not know yet.
+        if matches!(done, Err(RegisterError::Unknown)) && self.refresh_data_keys().await? {
+            return self.retried("register_server", || self.register_once(request, now)).await;
+        }
+        done
     }
 
     async fn register_once(
@@ -222,11 +236,9 @@ impl Store {
         now: Timestamp,
     ) -> Result<RegisteredServer, RegisterError> {
         let mut tx = self.begin().await?;
-        let row = query("SELECT * FROM registration_keys WHERE secret_hash = $1 {lock}")
-            .bind(hash(&request.secret))
-            .fetch_optional(&mut *tx)
-            .await?
-            .ok_or(RegisterError::Unknown)?;
+        let mut find = Builder::new("SELECT * FROM registration_keys WHERE secret_hash IN ");
+        find.push_list(self.sealer().lookups(Place::Registration, &hash(&request.secret))).push(" {lock}");
+        let row = find.build().fetch_optional(&mut *tx).await?.ok_or(RegisterError::Unknown)?;
         if row.text("name")? != request.key_name {
             return Err(RegisterError::Unknown);
         }
@@ -236,6 +248,7 @@ impl Store {
             if row.maybe_bytes32("used_by_public_key")? == Some(request.public_key.0) {
                 let answer = self.registered(&mut tx, server, request, None).await?;
                 let name = format!("{}/{}", answer.namespace, answer.name);
+                repeated(&mut tx, server, &name, request, now).await?;
                 let record = Record::new("register_again", KindName::Server.as_str(), server, name)
                     .notes(format!("from {}", request.address));
                 audit::write(&mut tx, &Actor::Appliance(server), now, &[record]).await?;
@@ -323,17 +336,18 @@ impl Store {
              location = $9, requires_verification = FALSE, verification_reason = NULL, \
              verified = NULL, incarnation = NULL, applied_epoch = 0, applied_generation = 0, applied_digest = NULL, \
              problems = '[]', addresses = '[]', unreachable = NULL, reissue_secret = FALSE, \
-             state_generation = 0, state_digest = NULL WHERE server_id = $8",
+             state_generation = 0, state_digest = NULL, verification_key = $10, previous_key = NULL WHERE server_id = $8",
         )
         .bind(millis(now))
         .bind(&request.public_key.0[..])
-        .bind(secret)
+        .bind(secret.bytes)
         .bind(&request.hostname)
         .bind(&request.version)
         .bind(request.address.to_string())
         .bind(&digest[..])
         .bind(server.to_string())
         .bind(identity::location(&request.factors))
+        .bind(secret.key)
         .execute(&mut **tx)
         .await?;
         effects::refresh_server(tx, &server.to_string()).await?;
@@ -372,8 +386,39 @@ impl Store {
     }
 }
 
-fn hash(secret: &Secret) -> Vec<u8> {
-    horizon_wire::key::sha256(secret.expose()).0.to_vec()
+/// An appliance that lost its answer asks again soon. One that has been heard since has no need to: whoever has a copy of its disk,
+/// and the token from a shell's history, would be given the secret that has moved on, and show by nothing else.
+async fn repeated(
+    db: &mut Connection,
+    server: ServerId,
+    name: &str,
+    request: &RegisterRequest,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let row = query("SELECT last_heartbeat FROM servers WHERE server_id = $1")
+        .bind(server.to_string())
+        .fetch_one(&mut *db)
+        .await?;
+    if row.maybe_time("last_heartbeat")?.is_none() {
+        return Ok(());
+    }
+    let event = NewEvent {
+        kind: "registration_repeated",
+        severity: Severity::Medium,
+        source: Source::Server(server),
+        address: Some(request.address),
+        description: format!(
+            "an appliance ({}) with the key of server {name} registered again with its token, and was given the secret in force: \
+             if nobody did that, its disk was copied",
+            request.hostname
+        ),
+        data: serde_json::Value::Null,
+    };
+    event::write(db, &event, now).await
+}
+
+fn hash(secret: &Secret) -> [u8; 32] {
+    horizon_wire::key::sha256(secret.expose()).0
 }
 
 async fn ended(db: &mut Connection, server: ServerId) -> Result<bool, StoreError> {

@@ -135,6 +135,12 @@ pub(super) async fn replace(
     .execute(&mut *db)
     .await?;
     wipe_deliveries(db, key).await?;
+    // Strings and codes that were given out before are in the same wrong hands: with one of them the new secret could be had.
+    query("UPDATE key_handovers SET ended_date = $1 WHERE key_id = $2 AND ended_date IS NULL")
+        .bind(millis(now))
+        .bind(key.to_string())
+        .execute(&mut *db)
+        .await?;
     rotation_history::end_open(db, key, now).await?;
     let rotated = Rotated {
         target: RotationTarget::PersonalKeys,

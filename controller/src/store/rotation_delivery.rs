@@ -165,10 +165,12 @@ impl Store {
         Ok(found)
     }
 
-    /// A version on its way to a device, with when the one before ends at the latest.
+    /// A version on its way to a device, with when the one before ends at the latest. One that is doubted gets it with `doubted`
+    /// alone: a copy of a device's key is not to become a personal key by waiting for its rotation.
     pub async fn delivery_for(
         &self,
         device: DeviceId,
+        doubted: bool,
         now: Timestamp,
     ) -> Result<Option<(KeyId, hpke::Sealed, Option<Timestamp>)>, StoreError> {
         let row = query(
@@ -176,12 +178,13 @@ impl Store {
              WHERE o.key_id = v.key_id AND o.status = 'rotating') AS old_end FROM key_deliveries y \
              JOIN devices d ON d.device_id = y.device_id JOIN personal_key_versions v ON v.version_id = y.version_id \
              JOIN personal_keys k ON k.key_id = v.key_id WHERE y.device_id = $1 AND y.ciphertext IS NOT NULL \
-             AND d.status IN ('active', 'suspicious') AND d.replaced_date IS NULL AND d.key_id = v.key_id \
+             AND d.status IN ('active', $3) AND d.replaced_date IS NULL AND d.key_id = v.key_id \
              AND k.deactivation_date IS NULL AND (k.expiration_date IS NULL OR k.expiration_date > $2) \
              AND v.ended_date IS NULL ORDER BY v.number DESC LIMIT 1",
         )
         .bind(device.to_string())
         .bind(millis(now))
+        .bind(if doubted { "suspicious" } else { "active" })
         .fetch_optional(self.readers())
         .await?;
         let Some(row) = row else { return Ok(None) };

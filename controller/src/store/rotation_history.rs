@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError,
-    dialect::{Builder, Connection, query},
+    dialect::{Connection, query},
     row::{Columns as _, int, millis},
 };
 
@@ -145,18 +145,16 @@ impl Store {
         rows.iter().map(|row| Ok((row.text("key_id")?, row.time("latest")?))).collect()
     }
 
-    /// The newest rotations, of one key if it is named.
+    /// The newest rotations of a key, or of the secret of a server.
     pub async fn list_rotations(
         &self,
-        key: Option<&str>,
+        target: RotationTarget,
+        key: &str,
         limit: u32,
     ) -> Result<Vec<RotationView>, StoreError> {
-        let mut query = Builder::new("SELECT * FROM key_rotation_history WHERE TRUE");
-        if let Some(key) = key {
-            query.push(" AND key_id = ").push_bind(key);
-        }
-        query.push(" ORDER BY rotation_id DESC LIMIT ").push_bind(limit);
-        let rows = query.build().fetch_all(self.readers()).await?;
+        let sql = "SELECT * FROM key_rotation_history WHERE target = $1 AND key_id = $2 \
+                   ORDER BY rotation_date DESC, rotation_id DESC LIMIT $3";
+        let rows = query(sql).bind(target.as_str()).bind(key).bind(limit).fetch_all(self.readers()).await?;
         rows.iter()
             .map(|row| {
                 Ok(RotationView {

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{
     Store, StoreError,
@@ -48,7 +49,7 @@ pub struct ServiceNote {
 }
 
 /// How a part does, as it is listed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, serde::Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Service {
     /// Its name.
@@ -56,8 +57,10 @@ pub struct Service {
     /// `operational`, `maintenance`, `degraded` or `outage`.
     pub state: String,
     /// Since when it is so.
+    #[schema(value_type = String)]
     pub since: Timestamp,
     /// When it was last looked at.
+    #[schema(value_type = String)]
     pub checked: Timestamp,
     /// More, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -65,7 +68,7 @@ pub struct Service {
 }
 
 /// A report.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
     /// Its number.
@@ -76,6 +79,7 @@ pub struct Report {
     #[serde(rename = "type")]
     pub kind: String,
     /// When it was made.
+    #[schema(value_type = String)]
     pub time: Timestamp,
     /// What it says.
     pub content: String,
@@ -186,7 +190,13 @@ impl Store {
 
     /// Reports, the newest first.
     pub async fn list_reports(&self, limit: u32) -> Result<Vec<Report>, StoreError> {
-        let rows = query("SELECT * FROM reports ORDER BY report_id DESC LIMIT $1")
+        self.page_reports(None, limit).await
+    }
+
+    /// A page of them: those before one, the newest first.
+    pub async fn page_reports(&self, before: Option<i64>, limit: u32) -> Result<Vec<Report>, StoreError> {
+        let rows = query("SELECT * FROM reports WHERE report_id < $1 ORDER BY report_id DESC LIMIT $2")
+            .bind(before.unwrap_or(i64::MAX))
             .bind(limit)
             .fetch_all(self.readers())
             .await?;

@@ -228,10 +228,11 @@ impl Store {
             (true, false) => "vpn",
             (false, _) => "lan_emulation",
         };
+        let sealed = self.sealer().seal(Place::Session, id.as_bytes(), &secret);
         query(
             "INSERT INTO connections (connection_id, kind, server_id, device_id, key_id, user_uid, status, \
-             connection_type, connection_start, client_ip, allocated_resources, secret) \
-             VALUES ($1, 'access', $2, $3, $4, $5, 'requested', $6, $7, $8, $9, $10)",
+             connection_type, connection_start, client_ip, allocated_resources, secret, secret_key) \
+             VALUES ($1, 'access', $2, $3, $4, $5, 'requested', $6, $7, $8, $9, $10, $11)",
         )
         .bind(id.to_string())
         .bind(server.to_string())
@@ -242,7 +243,8 @@ impl Store {
         .bind(millis(now))
         .bind(request.client.to_string())
         .bind(json!(addresses).to_string())
-        .bind(self.sealer().seal(Place::Session, id.as_bytes(), &secret))
+        .bind(sealed.bytes)
+        .bind(sealed.key)
         .execute(&mut *tx)
         .await?;
         changed::touch(&mut tx, &server.to_string()).await?;

@@ -8,6 +8,7 @@ use horizon_model::{
 };
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
@@ -76,10 +77,11 @@ impl SessionRow {
 }
 
 /// A session as lists show it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SessionView {
     /// Which.
+    #[schema(value_type = String)]
     pub id: SessionId,
     /// The user's namespace.
     pub namespace: String,
@@ -88,22 +90,28 @@ pub struct SessionView {
     /// From which device.
     pub device: String,
     /// That device's id.
+    #[schema(value_type = String)]
     pub device_id: DeviceId,
     /// On which server.
     pub server: String,
-    /// Where the device was seen that asked for it.
-    pub client_address: IpAddr,
+    /// Where the device was seen that asked for it, until that is forgotten.
+    #[schema(value_type = Option<String>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_address: Option<IpAddr>,
     /// `requested`, `active`, `terminated`, `failed`, `timeout` or `interrupted`.
     pub status: String,
     /// `vpn`, `lan_emulation` or `both`.
     #[serde(rename = "type")]
     pub kind: String,
     /// The addresses it holds.
+    #[schema(value_type = Vec<String>)]
     pub addresses: Vec<IpAddr>,
     /// When it was asked for.
+    #[schema(value_type = String)]
     pub started_at: Timestamp,
     /// When it ended.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub ended_at: Option<Timestamp>,
     /// Why it ended.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -335,6 +343,11 @@ impl Store {
     }
 }
 
+/// From where the client connected, unless that was forgotten.
+fn located(row: &Row) -> Result<Option<IpAddr>, StoreError> {
+    Ok(row.maybe_parsed("client_ip")?.filter(|address: &IpAddr| !address.is_unspecified()))
+}
+
 pub(super) fn view(row: &Row) -> Result<SessionView, StoreError> {
     let addresses: Vec<(NetworkId, Vec<IpAddr>)> = row.json("allocated_resources")?;
     Ok(SessionView {
@@ -344,7 +357,7 @@ pub(super) fn view(row: &Row) -> Result<SessionView, StoreError> {
         device: called(row)?,
         device_id: row.parsed("device_id")?,
         server: row.text("server_name")?,
-        client_address: row.parsed("client_ip")?,
+        client_address: located(row)?,
         status: row.text("status")?,
         kind: row.text("connection_type")?,
         addresses: addresses.into_iter().flat_map(|(_, list)| list).collect(),

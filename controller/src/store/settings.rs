@@ -4,15 +4,14 @@ use jiff::Timestamp;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    SealError, Store, StoreError,
+    Store, StoreError,
     dialect::{Connection, query},
+    renewal,
     row::{Columns as _, millis},
-    seal::Sealer,
 };
 
 const EPOCH: &str = "epoch";
 const FIRST_EPOCH: u64 = 1;
-const ENVELOPE: &str = "envelope_check";
 const KEYSET: &str = "keyset_version";
 
 /// The value of a setting.
@@ -48,22 +47,21 @@ pub(super) async fn put<T: Serialize>(
     Ok(())
 }
 
-/// Ties a new database to its envelope key and starts its epoch, and refuses another key for an existing one.
-pub(super) async fn bind_envelope(db: &mut Connection, sealer: &Sealer) -> Result<(), StoreError> {
-    db.serialise(ENVELOPE).await?;
-    match get::<Vec<u8>>(db, ENVELOPE).await? {
-        Some(check) if check == sealer.check() => Ok(()),
-        Some(_) => Err(SealError.into()),
-        None => {
-            put(db, EPOCH, &FIRST_EPOCH, Timestamp::now()).await?;
-            put(db, ENVELOPE, &sealer.check(), Timestamp::now()).await
-        }
-    }
+/// Starts the epoch of a new database.
+pub(super) async fn begin(db: &mut Connection, now: Timestamp) -> Result<(), StoreError> {
+    put(db, EPOCH, &FIRST_EPOCH, now).await
 }
 
 /// The epoch of appliances' states. A state of a higher epoch is taken whatever its generation.
 pub(super) async fn epoch(db: &mut Connection) -> Result<u64, StoreError> {
     Ok(get(db, EPOCH).await?.unwrap_or(FIRST_EPOCH))
+}
+
+/// Raises that epoch, above any that a restore of the same copy gave before. Returns the new one.
+pub(super) async fn raise_epoch(db: &mut Connection, now: Timestamp) -> Result<u64, StoreError> {
+    let next = renewal::next_epoch(epoch(db).await?, now);
+    put(db, EPOCH, &next, now).await?;
+    Ok(next)
 }
 
 /// Notes the version of a KeySet that was made.

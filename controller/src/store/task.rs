@@ -3,6 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::{
     LeaderEpoch, Store, StoreError,
@@ -15,6 +16,9 @@ use super::{
 const MAX_OUTPUT: usize = 1024;
 /// The pause before the first retry; each further one is twice as long.
 const FIRST_RETRY: SignedDuration = SignedDuration::from_secs(15);
+
+/// By how much the clocks of two leaders may differ.
+const CLOCKS_APART: SignedDuration = SignedDuration::from_secs(300);
 
 /// A task as the program knows it.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +38,7 @@ pub struct TaskSpec {
 }
 
 /// A task as it is listed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Task {
     /// Its name.
@@ -43,13 +47,16 @@ pub struct Task {
     #[serde(rename = "type")]
     pub kind: String,
     /// When it runs.
+    #[schema(value_type = Object)]
     pub schedule: Value,
     /// What it does.
     pub description: String,
     /// When it is due.
+    #[schema(value_type = String)]
     pub next_run: Timestamp,
     /// When it last began.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub last_run: Option<Timestamp>,
     /// `running`, `succeeded` or `failed`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -99,14 +106,17 @@ impl Store {
         if !leadership::leads(&mut tx, leader).await? {
             return Err(StoreError::Fenced);
         }
+        // No task waits for longer than this: a later time was written by a clock that was set back since.
+        let latest = now.checked_add(task.every.max(task.first) + CLOCKS_APART).unwrap_or(Timestamp::MAX);
         // Should this leader end now, the next one finds it due again after a while.
         let done = query(
             "UPDATE scheduled_tasks SET last_run = $1, last_status = 'running', next_run = $2 \
-             WHERE task_name = $3 AND next_run <= $1",
+             WHERE task_name = $3 AND (next_run <= $1 OR next_run > $4)",
         )
         .bind(millis(now))
         .bind(millis(now.checked_add(task.every).unwrap_or(now)))
         .bind(task.name)
+        .bind(millis(latest))
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;

@@ -52,6 +52,8 @@ pub struct SessionsApplied {
     pub activated: Vec<SessionId>,
     /// Sessions that the appliance does not take in.
     pub failed: Vec<Ended>,
+    /// Whether the appliance has let sessions go.
+    pub released: bool,
 }
 
 impl Store {
@@ -187,8 +189,8 @@ impl Store {
                 applied.activated.push(id);
             }
         }
-        let released = release(&mut tx, server, held, now).await?;
-        if released || !applied.activated.is_empty() || !applied.failed.is_empty() {
+        applied.released = release(&mut tx, server, held, now).await?;
+        if applied.released || !applied.activated.is_empty() || !applied.failed.is_empty() {
             tx.commit().await?;
         }
         Ok(applied)

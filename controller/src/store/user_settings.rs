@@ -102,7 +102,16 @@ impl Store {
                 .fetch_optional(&mut *tx)
                 .await?;
             let held = row.map(|row| row.count("version")).transpose()?.unwrap_or(0);
-            if held != base {
+            let writer = query(
+                "SELECT device_id FROM devices WHERE device_id = $1 AND user_uid = $2 AND status IN ('active', 'suspicious') \
+                 AND revoked_date IS NULL",
+            )
+            .bind(device.to_string())
+            .bind(user.to_string())
+            .fetch_optional(&mut *tx)
+            .await?;
+            // One that was blocked a moment ago writes nothing any more.
+            if held != base || writer.is_none() {
                 return Ok(false);
             }
             let version = i64::try_from(held + 1).unwrap_or(i64::MAX);
@@ -156,7 +165,8 @@ async fn wrap(
     query(
         "INSERT INTO user_settings_keys (device_id, user_uid, key_id, wrapped, wrapped_by, modified_date) \
          SELECT d.device_id, d.user_uid, $3, $4, $5, $6 FROM devices d \
-         WHERE d.device_id = $1 AND d.user_uid = $2 AND d.status = 'active' \
+         WHERE d.device_id = $1 AND d.user_uid = $2 AND d.status = 'active' AND EXISTS (SELECT 1 FROM devices b \
+         WHERE b.device_id = $5 AND b.user_uid = $2 AND b.status IN ('active', 'suspicious') AND b.revoked_date IS NULL) \
          ON CONFLICT (device_id) DO UPDATE SET key_id = excluded.key_id, wrapped = excluded.wrapped, \
          wrapped_by = excluded.wrapped_by, modified_date = excluded.modified_date",
     )

@@ -1,6 +1,6 @@
 //! `AccessPolicy`: who may reach what through which server.
 
-use horizon_model::{Capability, DestinationRule, PortRange, Protocol};
+use horizon_model::{Capability, DestinationRule, Failover, PortRange, Protocol};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Reference, ReferenceTarget, Spec, shared::cel};
 use crate::{
     Cidr, Condition, Issues, KindName, Name, ServerSelector,
-    value::{CapabilitySchema, PortRangeSchema, ProtocolSchema},
+    value::{CapabilitySchema, FailoverSchema, PortRangeSchema, ProtocolSchema},
 };
 
 /// Who may use which servers, to reach which destinations and virtual networks. What no policy grants is refused; policies
@@ -64,6 +64,11 @@ pub struct AccessPolicySpec {
     /// Whether the destinations may open flows toward the client. Answers always pass.
     #[serde(default)]
     pub allow_inbound: bool,
+    /// Whether a session may move to another server by itself when its own dies: `allowed` where its user wants it, `required`
+    /// always, `never`. Of several policies that grant a session, `never` holds, else `required`.
+    #[serde(default)]
+    #[schemars(with = "FailoverSchema")]
+    pub failover: Failover,
 }
 
 fn default_capabilities() -> Vec<Capability> {

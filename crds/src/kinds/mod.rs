@@ -3,12 +3,14 @@
 #![allow(clippy::duplicated_attributes, reason = "each printer column repeats the names of its arguments")]
 
 mod access_policy;
+mod account_limits;
 mod approval;
 mod detection;
 mod device_decision;
 mod device_policy;
 mod identity_policy;
 mod key_rotation;
+mod payload_rules;
 mod personal_key;
 mod registration_key;
 mod revocation;
@@ -22,6 +24,7 @@ mod virtual_network;
 pub use access_policy::{
     AccessPolicy, AccessPolicySpec, AccessPolicyStatus, Destination, DeviceCondition, Subjects,
 };
+pub use account_limits::{AccountLimits, RestLimits};
 pub use approval::{Approval, ApprovalSpec, ApprovalStatus, Decision};
 pub use detection::{Blocking, DetectionSpec};
 pub use device_decision::{DeviceDecision, DeviceDecisionSpec, DeviceDecisionStatus, DeviceVerdict};
@@ -30,6 +33,7 @@ pub use identity_policy::{IdentityPolicy, IdentityWeights};
 pub use key_rotation::{
     KeyRotation, KeyRotationPhase, KeyRotationSpec, KeyRotationStatus, RotationFailure, RotationType,
 };
+pub use payload_rules::PayloadRules;
 pub use personal_key::{PersonalKey, PersonalKeyPhase, PersonalKeySpec, PersonalKeyStatus};
 pub use registration_key::{
     RegistrationKey, RegistrationKeyPhase, RegistrationKeySpec, RegistrationKeyStatus,

@@ -4,7 +4,9 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{DetectionSpec, DevicePolicy, IdentityPolicy, Spec, shared::cel};
+use super::{
+    AccountLimits, DetectionSpec, DevicePolicy, IdentityPolicy, PayloadRules, RestLimits, Spec, shared::cel,
+};
 use crate::{Cidr, Condition, Issues, KindName, TimeSpan};
 
 /// Rates, lockouts, heartbeats and blocked networks. Of several in a namespace, those of the highest priority hold; of
@@ -42,6 +44,12 @@ pub struct SecurityPolicySpec {
     pub rate_limits: RateLimits,
     /// When a source address is locked out for a while.
     pub lockout: Lockout,
+    /// What holds for accounts of administrators.
+    pub accounts: AccountLimits,
+    /// How often the REST API may be asked, per minute.
+    pub rest_limits: RestLimits,
+    /// What is taken from whoever sends something to the controller.
+    pub payload: PayloadRules,
     /// How long after a correct answer an appliance is challenged again. The exact moment is random.
     #[schemars(extend("x-horizon-min" = "10s", "x-horizon-max" = "24h"))]
     pub challenge_interval: TimeSpan,
@@ -70,6 +78,9 @@ impl Default for SecurityPolicySpec {
             priority: 0,
             rate_limits: RateLimits::default(),
             lockout: Lockout::default(),
+            accounts: AccountLimits::default(),
+            rest_limits: RestLimits::default(),
+            payload: PayloadRules::default(),
             challenge_interval: TimeSpan::from_secs(15 * 60),
             heartbeat_interval: TimeSpan::from_secs(30),
             blocked_networks: Vec::new(),
@@ -152,6 +163,8 @@ impl Spec for SecurityPolicySpec {
 
     fn check(&self, issues: &mut Issues) {
         self.detection.check(issues);
+        self.accounts.check(issues);
+        self.payload.check(issues);
         for (i, network) in self.blocked_networks.iter().enumerate() {
             if network.get().prefix_len() == 0 {
                 let message = format!("{network} is every address: nobody could connect");

@@ -58,6 +58,10 @@ foreign_schema!(
     ProtocolSchema, "Protocol", { "type": "string", "enum": ["any", "tcp", "udp", "icmp"] }
 );
 foreign_schema!(
+    /// [`horizon_model::Failover`].
+    FailoverSchema, "Failover", { "type": "string", "enum": ["allowed", "required", "never"] }
+);
+foreign_schema!(
     /// [`horizon_model::PortRange`].
     PortRangeSchema, "PortRange", {
         "type": "string",
@@ -106,12 +110,15 @@ mod tests {
 
     #[test]
     fn schemas_list_what_the_types_know() {
-        use horizon_model::{Capability, Protocol};
+        use horizon_model::{Capability, Failover, Protocol};
         let mut generator = SchemaGenerator::default();
         let capabilities = CapabilitySchema::json_schema(&mut generator);
         assert_eq!(capabilities.get("enum"), Some(&serde_json::to_value(Capability::ALL).unwrap()));
         let protocols = ProtocolSchema::json_schema(&mut generator);
         let all = [Protocol::Any, Protocol::Tcp, Protocol::Udp, Protocol::Icmp];
         assert_eq!(protocols.get("enum"), Some(&serde_json::to_value(all).unwrap()));
+        let failovers = FailoverSchema::json_schema(&mut generator);
+        let all = [Failover::Allowed, Failover::Required, Failover::Never];
+        assert_eq!(failovers.get("enum"), Some(&serde_json::to_value(all).unwrap()));
     }
 }

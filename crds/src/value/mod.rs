@@ -10,7 +10,7 @@ mod text;
 mod time;
 
 pub use digest::IdentityDigest;
-pub(crate) use foreign::{AddressSchema, CapabilitySchema, PortRangeSchema, ProtocolSchema};
+pub(crate) use foreign::{AddressSchema, CapabilitySchema, FailoverSchema, PortRangeSchema, ProtocolSchema};
 pub use name::{DomainName, EmailAddress, Name, ServerSelector};
 pub use net::{BitRate, Cidr, Endpoint};
 pub use text::Text;

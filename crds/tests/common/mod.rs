@@ -11,7 +11,7 @@ use horizon_crds::{
     ServerLimits, ServerSelector, ServerSpec, Subjects, TargetKind, Text, TimeOfDay, TimeSpan, Timestamp,
     Tunnel, UserSpec, VirtualNetworkSpec, Weekday,
 };
-use horizon_model::{Capability, PortRange, Protocol};
+use horizon_model::{Capability, Failover, PortRange, Protocol};
 use proptest::{collection, option, prelude::*, sample};
 
 fn parsed<T: std::str::FromStr<Err: std::fmt::Debug> + std::fmt::Debug>(text: impl AsRef<str>) -> T {
@@ -240,6 +240,7 @@ fn access_policy() -> impl Strategy<Value = AccessPolicySpec> {
             networks,
             destinations,
             allow_inbound,
+            failover: if allow_inbound { Failover::Required } else { Failover::Allowed },
         },
     )
 }

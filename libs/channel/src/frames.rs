@@ -71,7 +71,8 @@ impl Receiver {
         Self { stream, decoder: Decoder::new(limit) }
     }
 
-    pub(crate) fn set_limit(&mut self, limit: usize) {
+    /// Refuses messages above `limit` bytes from the next one on.
+    pub fn set_limit(&mut self, limit: usize) {
         self.decoder.set_limit(limit);
     }
 

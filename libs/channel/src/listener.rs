@@ -9,7 +9,7 @@ use std::{
 
 use horizon_model::{PublicKey, Secret};
 use horizon_wire::{
-    frame::{MAX_FROM_DEVICE, MAX_HELLO, MAX_TO_CONTROLLER},
+    frame::{MAX_FROM_DEVICE, MAX_FROM_STRANGER, MAX_HELLO},
     key::SigningKey,
     proto::{self, from_controller, to_controller},
     refusal::Refusal,
@@ -167,7 +167,7 @@ impl Incoming {
                 return Err(HandshakeError::NoHello);
             };
             receiver.set_limit(match hello.role() {
-                proto::Role::Appliance => MAX_TO_CONTROLLER,
+                proto::Role::Appliance => MAX_FROM_STRANGER,
                 proto::Role::Device | proto::Role::Unspecified => MAX_FROM_DEVICE,
             });
             Ok(Peer { key, remote, hello, sender: Sender::new(send), receiver, connection })

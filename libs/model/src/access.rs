@@ -48,6 +48,19 @@ impl Capability {
     }
 }
 
+/// Whether a session may move to another server by itself when its own dies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Failover {
+    /// Where its user wants it.
+    #[default]
+    Allowed,
+    /// Always.
+    Required,
+    /// Never: it waits for its server.
+    Never,
+}
+
 /// The transport a rule speaks of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

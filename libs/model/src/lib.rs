@@ -9,7 +9,7 @@ mod report;
 mod session;
 mod state;
 
-pub use access::{Capability, DestinationRule, InvalidPorts, PortRange, Protocol};
+pub use access::{Capability, DestinationRule, Failover, InvalidPorts, PortRange, Protocol};
 pub use bytes32::{Digest, InvalidBytes, PublicKey, RootId, Secret, TaggedSecret};
 pub use id::{DeviceId, Incarnation, KeyId, NetworkId, ServerId, SessionId};
 pub use identity::{DeviceInfo, Factor, FactorKind, IdentityChange};

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{Capability, DeviceId, NetworkId, PublicKey, Secret, ServerId, SessionId};
+use crate::{Capability, DeviceId, Failover, NetworkId, PublicKey, Secret, ServerId, SessionId};
 
 /// Whether the far side may open flows toward the client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +63,8 @@ pub struct Ticket {
     pub mtu: u16,
     /// When it was granted.
     pub issued: Timestamp,
+    /// Whether the session may move to another server by itself.
+    pub failover: Failover,
 }
 
 /// Another device of the same user holds the one session.

@@ -41,6 +41,15 @@ impl WrappingKey {
     /// The wrapping key of a device, which follows from the seed of its Ed25519 key: there is nothing more to keep, and what
     /// protects the one protects the other.
     pub fn of_device(seed: &[u8; 32]) -> Self {
+        Self::derive(b"horizon device wrapping key v1", seed)
+    }
+
+    /// The key that opens backups, from random bytes that are kept for nothing else.
+    pub fn of_backups(seed: &[u8; 32]) -> Self {
+        Self::derive(b"horizon backup wrapping key v1", seed)
+    }
+
+    fn derive(salt: &[u8], seed: &[u8; 32]) -> Self {
         struct Bytes32;
         impl KeyType for Bytes32 {
             fn len(&self) -> usize {
@@ -48,7 +57,7 @@ impl WrappingKey {
             }
         }
         let mut private = Zeroizing::new([0; 32]);
-        Salt::new(HKDF_SHA256, b"horizon device wrapping key v1")
+        Salt::new(HKDF_SHA256, salt)
             .extract(seed)
             .expand(&[b"X25519"], Bytes32)
             .and_then(|okm| okm.fill(&mut *private))

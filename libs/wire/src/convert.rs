@@ -6,9 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use bytes::Bytes;
 use horizon_model::{
     ApplianceReport, Capability, DestinationRule, DeviceId, DeviceInfo, Digest, EgressEntry, EntryBody,
-    EntryId, EntryProblem, Factor, FactorKind, Feature, Inbound, NetworkEntry, NetworkId, ProblemCode,
-    Protocol, PublicKey, Secret, ServerId, SessionConflict, SessionEntry, SessionId, SessionKind,
-    SessionNetwork, SessionUsage, SettingsEntry, Ticket, TicketNetwork, TunnelEntry, Violation,
+    EntryId, EntryProblem, Factor, FactorKind, Failover, Feature, Inbound, NetworkEntry, NetworkId,
+    ProblemCode, Protocol, PublicKey, Secret, ServerId, SessionConflict, SessionEntry, SessionId,
+    SessionKind, SessionNetwork, SessionUsage, SettingsEntry, Ticket, TicketNetwork, TunnelEntry, Violation,
     ViolationKind,
 };
 use jiff::Timestamp;
@@ -311,6 +311,12 @@ pub fn encode_ticket(ticket: &Ticket) -> Vec<u8> {
         capabilities: encode_capabilities(&ticket.capabilities),
         mtu: ticket.mtu.into(),
         issued: ticket.issued.as_millisecond(),
+        failover: match ticket.failover {
+            Failover::Allowed => proto::Failover::Unspecified,
+            Failover::Required => proto::Failover::Required,
+            Failover::Never => proto::Failover::Never,
+        }
+        .into(),
     }
     .encode_to_vec()
 }
@@ -319,7 +325,13 @@ pub fn encode_ticket(ticket: &Ticket) -> Vec<u8> {
 pub fn decode_ticket(payload: &[u8]) -> Result<Ticket, Invalid> {
     let raw = proto::Ticket::decode(payload).map_err(|_| Invalid("ticket"))?;
     bounded(&raw.networks, "networks")?;
+    let failover = match raw.failover() {
+        proto::Failover::Unspecified => Failover::Allowed,
+        proto::Failover::Required => Failover::Required,
+        proto::Failover::Never => Failover::Never,
+    };
     Ok(Ticket {
+        failover,
         session: SessionId::from_slice(&raw.session).ok_or(Invalid("session"))?,
         server: ServerId::from_slice(&raw.server).ok_or(Invalid("server"))?,
         server_name: text(raw.server_name, "server_name")?,

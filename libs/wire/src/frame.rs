@@ -8,6 +8,9 @@ use thiserror::Error;
 pub const MAX_HELLO: usize = 4 * 1024;
 /// The largest frame a controller accepts from a device, in bytes. Anybody may claim to be one, and there are many.
 pub const MAX_FROM_DEVICE: usize = 16 * 1024;
+/// The largest frame a controller accepts from who says to be an appliance and has not shown whose, in bytes: a registration with
+/// as many factors as there may be fits.
+pub const MAX_FROM_STRANGER: usize = 80 * 1024;
 /// The largest frame a controller accepts from an appliance, in bytes.
 pub const MAX_TO_CONTROLLER: usize = 256 * 1024;
 /// The largest frame a controller sends: the whole state of an appliance with ten thousand sessions fits.

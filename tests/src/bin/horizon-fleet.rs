@@ -39,9 +39,18 @@ struct Args {
     /// Kills the controller (SIGKILL), looks for every acknowledged heartbeat, and starts it again.
     #[arg(long)]
     kill: bool,
+    /// Kills the database (SIGKILL) at the end, and looks for every acknowledged heartbeat.
+    #[arg(long)]
+    kill_database: bool,
+    /// Verifies the audit trail at the end, which says how fast that goes.
+    #[arg(long)]
+    audit: bool,
     /// The controller's program; the one beside this unless said.
     #[arg(long)]
     controller: Option<PathBuf>,
+    /// Another build of it, which is started after the kill and watched at rest as well: the same fleet, one preparation.
+    #[arg(long, requires = "kill")]
+    then: Option<PathBuf>,
 }
 
 /// How long anything may take.
@@ -77,10 +86,53 @@ fn main() -> Result<()> {
     ));
 
     let settle = Duration::from_secs(args.settle);
+    let watch = Duration::from_secs(args.watch);
     pause(settle);
-    let steady = trial.steady(Duration::from_secs(args.watch))?;
-    let growth =
-        (steady.controller.resident_mb - trial.empty.resident_mb) * 1e6 / 1024.0 / args.appliances as f64;
+    at_rest(&mut trial, watch)?;
+    if args.kill {
+        trial.fleet.hold(true)?;
+        trial.controller.kill()?;
+        say(&format!("{} acknowledged heartbeats found after the controller was killed", trial.audit()?));
+        if let Some(program) = &args.then {
+            trial.controller.replace(program);
+        }
+        trial.fleet.hold(false)?;
+        let returned = trial.storm_of_restart(LIMIT);
+        say(&format!("{}", trial.fleet.counts(Group::Fleet)));
+        tell("controller killed", &returned.with_context(|| trial.controller.log())?);
+        pause(settle);
+        if args.then.is_some() {
+            at_rest(&mut trial, watch)?;
+        }
+    }
+    if args.storm {
+        let returned = trial.storm(Storm::Network, LIMIT);
+        say(&format!("{}", trial.fleet.counts(Group::Fleet)));
+        tell("network storm", &returned.with_context(|| trial.controller.log())?);
+        say(&format!("controller {:.0} MB", trial.controller.usage()?.resident_mb));
+        pause(settle);
+    }
+    if args.kill_database {
+        trial.fleet.hold(true)?;
+        trial.kill_database()?;
+        trial.revive_database()?;
+        say(&format!("{} acknowledged heartbeats found after the database was killed", trial.audit()?));
+    }
+    if args.audit {
+        let begin = Instant::now();
+        let verified = trial.controller.command(&["audit", "verify"]).output()?;
+        let said = String::from_utf8_lossy(&verified.stdout);
+        let failed = String::from_utf8_lossy(&verified.stderr);
+        say(&format!("audit verify, {} after {:.1?}:\n{said}{failed}", verified.status, begin.elapsed()));
+    }
+    Ok(())
+}
+
+fn at_rest(trial: &mut Trial, watch: Duration) -> Result<()> {
+    let steady = trial.steady(watch)?;
+    let growth = (steady.controller.resident_mb - trial.empty.resident_mb) * 1e6
+        / 1024.0
+        / trial.options.appliances as f64;
     say(&format!(
         "at rest over {:.1?}: {:.1} beats/s, p50 {:.2} ms, p99 {:.2} ms; controller {:.2} % CPU, {:.0} MB, {growth:.1} KiB an \
          appliance; fleet {:.2} % CPU; database {:?} % CPU, {:?} bytes/s of log",
@@ -94,22 +146,6 @@ fn main() -> Result<()> {
         steady.database_cpu,
         steady.log_bytes,
     ));
-    if args.storm {
-        let returned = trial.storm(Storm::Network, LIMIT);
-        say(&format!("{}", trial.fleet.counts(Group::Fleet)));
-        tell("network storm", &returned.with_context(|| trial.controller.log())?);
-        say(&format!("controller {:.0} MB", trial.controller.usage()?.resident_mb));
-    }
-    if args.kill {
-        pause(settle);
-        trial.fleet.hold(true)?;
-        trial.controller.kill()?;
-        say(&format!("{} acknowledged heartbeats found after the kill", trial.audit()?));
-        trial.fleet.hold(false)?;
-        let returned = trial.storm_of_restart(LIMIT);
-        say(&format!("{}", trial.fleet.counts(Group::Fleet)));
-        tell("controller killed", &returned.with_context(|| trial.controller.log())?);
-    }
     Ok(())
 }
 

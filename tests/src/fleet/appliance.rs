@@ -6,10 +6,12 @@ use anyhow::{Context, Result, anyhow, bail};
 use horizon_appliance_core::{Beats, Disk, Facts, NetworkCard, Secrets, describe};
 use horizon_model::{Capability, Digest, Factor, Incarnation, PublicKey, RootId, Secret, ServerId};
 use horizon_wire::{
-    Message as _, convert, envelope,
+    Message as _,
+    challenge::{self, Asked},
+    convert, envelope,
     key::{SigningKey, sha256},
     keyset::{self, Anchor, KeySet},
-    proto::{self, KeyUse, from_controller::Message as Said, to_controller::Message as Say},
+    proto::{self, ChallengeKind, KeyUse, from_controller::Message as Said, to_controller::Message as Say},
     refusal::Refusal,
     state::{self, Numbered},
     version,
@@ -66,7 +68,8 @@ pub(super) struct Appliance {
     held: Numbered,
     /// How many sessions are in it.
     sessions: usize,
-    knows_keyset: bool,
+    /// The KeySet it trusts; most of a fleet share one.
+    keyset: Option<Arc<KeySet>>,
     /// The newest heartbeat that was acknowledged since it last asked to be attached, which counts from 1 again.
     pub(super) acknowledged: Option<Acknowledged>,
     /// Every heartbeat that was acknowledged, for fleets that remember.
@@ -75,10 +78,11 @@ pub(super) struct Appliance {
     pub(super) interval: u32,
 }
 
-/// The anchor all appliances of a fleet share once one of them has walked to it.
+/// What all appliances of a fleet have in common.
 #[derive(Debug)]
 pub(super) struct Organisation {
     pub(super) root: RootId,
+    /// The newest KeySet that one of them has walked to, so that all who come to the same hold one copy.
     pub(super) keyset: Option<Arc<KeySet>>,
     /// Whether every acknowledged heartbeat is remembered, or only the newest.
     pub(super) remember: bool,
@@ -99,6 +103,8 @@ enum Stage {
 pub(super) struct Talk {
     stage: Stage,
     requests: u64,
+    /// What binds statements to the connection.
+    pub(super) binding: [u8; 32],
     /// The request by which a challenge was answered.
     answered: Option<u64>,
     /// The heartbeats of this attachment, once there is a secret.
@@ -171,7 +177,7 @@ impl Appliance {
             secrets,
             held: Numbered::default(),
             sessions: 0,
-            knows_keyset: false,
+            keyset: None,
             acknowledged: None,
             ledger: Vec::new(),
             interval: FIRST_INTERVAL,
@@ -200,15 +206,20 @@ impl Appliance {
             software: version::SOFTWARE.to_owned(),
             role: proto::Role::Appliance.into(),
             keyset_version: self.anchor(organisation).version(),
-            features: horizon_model::Feature::ALL.iter().map(|f| f.as_str().to_owned()).collect(),
+            features: horizon_model::Feature::ALL
+                .iter()
+                .map(|f| f.as_str())
+                .chain([challenge::FEATURE, keyset::FEATURE])
+                .map(str::to_owned)
+                .collect(),
         };
         proto::ToController { request: 0, message: Some(Say::Hello(hello)) }
     }
 
     fn anchor(&self, organisation: &Organisation) -> Anchor {
-        match &organisation.keyset {
-            Some(keyset) if self.knows_keyset => Anchor::KeySet(KeySet::clone(keyset)),
-            _ => Anchor::Root(organisation.root),
+        match &self.keyset {
+            Some(keyset) => Anchor::KeySet(KeySet::clone(keyset)),
+            None => Anchor::Root(organisation.root),
         }
     }
 
@@ -271,9 +282,16 @@ impl Appliance {
             }
             Said::State(envelope) => {
                 let (bytes, before) = (envelope.payload.len(), self.sessions);
-                let report = self.apply(organisation, &envelope, now)?;
+                let report = self.apply(&envelope, now)?;
                 heard.say.push(proto::ToController { request: 0, message: Some(Say::Report(report)) });
                 heard.event = Some(Event::StateApplied { bytes, before, sessions: self.sessions });
+            }
+            Said::Keysets(shown) => {
+                let newest = keyset::walk(&self.anchor(organisation), &shown.keysets)
+                    .context("a KeySet that does not follow")?;
+                let held = proto::KeySetHeld { version: newest.version };
+                self.keep(organisation, newest);
+                heard.say.push(proto::ToController { request: 0, message: Some(Say::KeysetHeld(held)) });
             }
             Said::Done(_) | Said::DialBack(_) => {}
             other => return Err(Over::Broken(anyhow!("an unexpected message: {other:?}"))),
@@ -293,11 +311,21 @@ impl Appliance {
         if !newest.allows(KeyUse::Tls, &peer, now.max(newest.issued)) {
             bail!("the controller's TLS key {peer} is not in its KeySet");
         }
-        if organisation.keyset.as_ref().is_none_or(|held| held.version < newest.version) {
-            organisation.keyset = Some(Arc::new(newest));
-        }
-        self.knows_keyset = true;
+        self.keep(organisation, newest);
         Ok(())
+    }
+
+    /// Trusts a KeySet from now on.
+    fn keep(&mut self, organisation: &mut Organisation, newest: KeySet) {
+        if let Some(shared) = organisation.keyset.as_ref().filter(|shared| ***shared == newest) {
+            self.keyset = Some(shared.clone());
+            return;
+        }
+        let newest = Arc::new(newest);
+        if organisation.keyset.as_ref().is_none_or(|shared| shared.version < newest.version) {
+            organisation.keyset = Some(newest.clone());
+        }
+        self.keyset = Some(newest);
     }
 
     /// What follows the Welcome: the registration, or the attachment.
@@ -341,8 +369,23 @@ impl Appliance {
             challenge.nonce[..].try_into().context("a challenge's nonce of another length")?;
         let (beats, server) =
             talk.beats.as_ref().zip(self.server()).context("a challenge before the registration")?;
-        let tag = beats.answer(&id, &nonce, server, self.incarnation);
-        Ok(proto::ChallengeResponse { id: challenge.id.clone(), tag, payload: Vec::new() })
+        let kind = challenge.kind();
+        if kind == ChallengeKind::Unspecified {
+            let tag = beats.answer(&id, &nonce, server, self.incarnation);
+            return Ok(proto::ChallengeResponse { id: challenge.id.clone(), tag, payload: Vec::new() });
+        }
+        let asked = Asked { id: &id, nonce: &nonce, kind, server, incarnation: self.incarnation };
+        let mut evidence = proto::ChallengeEvidence {
+            signature: self.key().sign(&asked.statement(&talk.binding)),
+            ..Default::default()
+        };
+        if kind == ChallengeKind::Identity {
+            evidence.factors = convert::encode_factors(&factors(&self.seed));
+            evidence.problem = "this machine has no TPM".to_owned();
+        }
+        let payload = evidence.encode_to_vec();
+        let tag = beats.vouch(asked, &payload);
+        Ok(proto::ChallengeResponse { id: challenge.id.clone(), tag, payload })
     }
 
     /// The next heartbeat.
@@ -388,13 +431,8 @@ impl Appliance {
     }
 
     /// Verifies a state and takes it in; the report says so.
-    fn apply(
-        &mut self,
-        organisation: &Organisation,
-        envelope: &proto::Envelope,
-        now: i64,
-    ) -> Result<proto::Report> {
-        let keyset = organisation.keyset.as_ref().context("a state before the KeySet")?;
+    fn apply(&mut self, envelope: &proto::Envelope, now: i64) -> Result<proto::Report> {
+        let keyset = self.keyset.as_ref().context("a state before the KeySet")?;
         let server = self.server().context("a state before the registration")?;
         let trusted = |key: &PublicKey| keyset.allows(KeyUse::State, key, now.max(keyset.issued));
         let payload = envelope::open(envelope::Context::State, envelope, trusted)?;

@@ -56,6 +56,17 @@ impl Database {
         }
     }
 
+    /// Whether commits of connections that are made from now on wait for the disk, as they must when anything is measured. Everything
+    /// before is on the disk once they do again.
+    pub(super) fn wait_for_disk(&self, wait: bool) -> Result<()> {
+        if let Self::Postgres { name, .. } = self {
+            let value = if wait { "on" } else { "off" };
+            self.rows(&format!("ALTER DATABASE \"{name}\" SET synchronous_commit = {value}"))?;
+            self.rows("CHECKPOINT")?;
+        }
+        Ok(())
+    }
+
     /// The counter of the newest heartbeat of every server.
     pub fn counters(&self) -> Result<HashMap<ServerId, u64>> {
         let rows = self.rows(

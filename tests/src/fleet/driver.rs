@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use horizon_appliance_core::Backoff;
 use horizon_model::PublicKey;
+use horizon_wire::challenge::BINDING_LABEL;
 use horizon_wire::frame::{self, Decoder, MAX_FROM_CONTROLLER};
 use horizon_wire::proto;
 use quinn_proto::{
@@ -367,6 +368,7 @@ impl Driver {
                 if link.stream.is_none() {
                     return Err("the controller allows no stream".to_owned());
                 }
+                link.talk.binding = binding(&link.connection);
                 let hello = slot.appliance.hello(&mut link.talk, &self.organisation);
                 say(link, &hello);
             }
@@ -524,6 +526,13 @@ fn peer_key(connection: &Connection) -> Option<PublicKey> {
     let identity = connection.crypto_session().peer_identity()?;
     let presented = identity.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().ok()?;
     horizon_tls::presented_key(&presented).map(PublicKey)
+}
+
+/// What binds a statement to a connection; without it, the statement is refused.
+fn binding(connection: &Connection) -> [u8; 32] {
+    let mut binding = [0; 32];
+    let _ = connection.crypto_session().export_keying_material(&mut binding, BINDING_LABEL, b"");
+    binding
 }
 
 /// How long the controller asked to be left alone, as the real appliance understands it.

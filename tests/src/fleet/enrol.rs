@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{Database, Enrolment, Group, Lone, OrganisationOptions, Plan, appliance, organisation};
 
 /// Registrations under way at once.
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 16;
 /// Resources of one commit.
 const COMMIT: usize = 4000;
 const ACTOR: Actor = Actor::System("fleet");
@@ -40,7 +40,8 @@ pub(super) fn enrol(
     options: &OrganisationOptions,
 ) -> Result<(RootId, Vec<Plan>)> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
+    database.wait_for_disk(false)?;
+    let enrolled = runtime.block_on(async {
         let keys = Keys::open(&controller.data().join("keys"), Timestamp::now())?;
         let database = match database {
             Database::Sqlite(path) => store::Database::Sqlite(path.clone()),
@@ -48,11 +49,13 @@ pub(super) fn enrol(
                 store::Database::Postgres(server.admin_url(name).parse().map_err(|e| anyhow!("{e}"))?)
             }
         };
-        let store = Store::open(database, &keys.envelope, Metrics::default()).await?;
+        let store = Store::open(database, keys.envelope_key()?, Metrics::default()).await?;
         let plans = register_all(&store, options).await?;
         store.close().await;
         Ok((keys.root_id(), plans))
-    })
+    });
+    database.wait_for_disk(true)?;
+    enrolled
 }
 
 async fn register_all(store: &Store, options: &OrganisationOptions) -> Result<Vec<Plan>> {

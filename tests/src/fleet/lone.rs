@@ -54,6 +54,11 @@ impl Lone {
         Ok(lone)
     }
 
+    /// Has another build of the program take its place when it is started next.
+    pub fn replace(&mut self, program: &Path) {
+        program.clone_into(&mut self.program);
+    }
+
     /// Where appliances connect.
     pub fn control(&self) -> SocketAddr {
         self.control

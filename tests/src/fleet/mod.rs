@@ -13,6 +13,7 @@ pub mod kubernetes;
 mod lone;
 mod organisation;
 mod port;
+pub mod rotation;
 pub mod security;
 mod tally;
 mod trial;

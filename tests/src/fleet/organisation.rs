@@ -94,11 +94,19 @@ pub(super) fn from_tokens(
     options: &OrganisationOptions,
     limit: Duration,
 ) -> Result<(RootId, Vec<Plan>)> {
+    from_files(&controller.data(), options, limit).with_context(|| controller.log())
+}
+
+/// The same of a controller with this folder of data.
+pub(super) fn from_files(
+    data: &Path,
+    options: &OrganisationOptions,
+    limit: Duration,
+) -> Result<(RootId, Vec<Plan>)> {
     let end = std::time::Instant::now() + limit;
     let (mut root, mut plans) = (None, Vec::new());
     for (number, group, name, namespace) in members(options) {
-        let file = controller.data().join("secrets").join(format!("registrationkey.{namespace}.{name}"));
-        let text = delivered(&file, end).with_context(|| controller.log())?;
+        let text = delivered(&data.join("secrets").join(format!("registrationkey.{namespace}.{name}")), end)?;
         let token = RegistrationToken::decode(&text)?;
         root = Some(token.root);
         let enrolment = Enrolment::Token { key_name: token.key_name, secret: token.secret };

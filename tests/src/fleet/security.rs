@@ -26,7 +26,7 @@ const AT_ONCE: usize = 32;
 /// How often memory is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 /// Between two devices that enrol as they should while others flood.
-const HONEST: Duration = Duration::from_millis(250);
+const HONEST: Duration = Duration::from_millis(500);
 /// Tries with wrong keys in a second, at most: below what one address may try here, as those with right keys come from it too.
 pub const WRONG: u32 = 1000;
 /// The most devices of one person.
@@ -87,8 +87,14 @@ pub struct FloodOptions {
 /// Enrolments with and without a flood of wrong keys.
 #[derive(Clone, Debug)]
 pub struct Flood {
-    /// Enrolments with right keys in a second, when nobody floods.
+    /// Enrolments in a second when many with right keys come at once: each takes an Argon2id hash.
     pub right: f64,
+    /// Heartbeats of appliances meanwhile, in milliseconds.
+    pub bystanders_of_right: Vec<f64>,
+    /// The controller's memory before anybody came, and the most that it was while they did, in MB.
+    pub memory_of_right: [f64; 2],
+    /// The controller's processor meanwhile, in per cent of a core.
+    pub cpu_of_right: f64,
     /// Tries with wrong keys that were answered in a second.
     pub wrong: f64,
     /// Tries with wrong keys that were let in; none must be.
@@ -245,6 +251,16 @@ async fn honest_until(key: &PersonalKey, end: Instant) -> (Vec<f64>, u64) {
     (times, failed)
 }
 
+/// The most memory that the controller has until something is over, in MB.
+fn most_memory(trial: &mut Trial, is_over: impl Fn() -> bool) -> Result<f64> {
+    let mut most = trial.controller.usage()?.resident_mb;
+    while !is_over() {
+        super::pause(LOOK);
+        most = trial.controller.usage()?.resident_mb.max(most);
+    }
+    Ok(most)
+}
+
 /// Measures enrolments with right keys, and then what a flood of wrong keys does to them and to others.
 pub fn flood(program: &Path, options: FloodOptions, limit: Duration) -> Result<Flood> {
     let organisation = OrganisationOptions { appliances: 1, ..OrganisationOptions::default() };
@@ -255,23 +271,27 @@ pub fn flood(program: &Path, options: FloodOptions, limit: Duration) -> Result<F
     let (honest, keys) = keys.split_last().context("no keys")?;
     let keys: Arc<[PersonalKey]> = keys.into();
 
-    let begin = Instant::now();
-    let right = runtime.block_on(async {
+    trial.fleet.latencies(Group::Bystanders, true);
+    let (empty, begin) = (trial.controller.usage()?, Instant::now());
+    let (at_once, all, end) = (options.at_once, keys.clone(), begin + options.time);
+    let working = runtime.spawn(async move {
         let mut workers = JoinSet::new();
-        for first in 0..options.at_once {
-            workers.spawn(enrol_until(keys.clone(), first, options.at_once, begin + options.time));
+        for first in 0..at_once {
+            workers.spawn(enrol_until(all.clone(), first, at_once, end));
         }
         let mut done = 0;
         while let Some(worker) = workers.join_next().await {
             done += worker??;
         }
         Ok::<_, anyhow::Error>(done)
-    })?;
-    let right = right as f64 / begin.elapsed().as_secs_f64();
-
-    let lost = trial.fleet.counts(Group::Bystanders).losses;
-    trial.fleet.latencies(Group::Bystanders, true);
+    });
+    let most = most_memory(&mut trial, || working.is_finished())?;
+    let time = begin.elapsed().as_secs_f64();
     let before = trial.controller.usage()?;
+    let right = runtime.block_on(working)?? as f64 / time;
+    let cpu_of_right = before.cpu_percent_since(&empty);
+    let lost = trial.fleet.counts(Group::Bystanders).losses;
+    let bystanders_of_right = trial.fleet.latencies(Group::Bystanders, true);
     let tries = Arc::new(Tries::default());
     let pause = Duration::from_secs(1) * u32::try_from(options.at_once).unwrap_or(u32::MAX) / WRONG;
     for key in keys.iter().cycle().take(options.at_once) {
@@ -282,11 +302,7 @@ pub fn flood(program: &Path, options: FloodOptions, limit: Duration) -> Result<F
         let (honest, end) = (honest.clone(), begin + options.time);
         async move { honest_until(&honest, end).await }
     });
-    let mut memory = before.resident_mb;
-    while !watched.is_finished() {
-        memory = trial.controller.usage()?.resident_mb.max(memory);
-        super::pause(LOOK);
-    }
+    let memory = most_memory(&mut trial, || watched.is_finished())?;
     let time = begin.elapsed();
     let after = trial.controller.usage()?;
     tries.over.store(true, Ordering::Relaxed);
@@ -294,6 +310,9 @@ pub fn flood(program: &Path, options: FloodOptions, limit: Duration) -> Result<F
     let bystanders = trial.fleet.latencies(Group::Bystanders, false);
     Ok(Flood {
         right,
+        bystanders_of_right,
+        memory_of_right: [empty.resident_mb, most],
+        cpu_of_right,
         wrong: tries.wrong.load(Ordering::Relaxed) as f64 / time.as_secs_f64(),
         let_in: tries.let_in.load(Ordering::Relaxed),
         otherwise: tries.otherwise.load(Ordering::Relaxed),

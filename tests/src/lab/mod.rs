@@ -16,7 +16,7 @@ pub use privilege::{Privilege, become_lab_root};
 pub use process::{Cmd, Output, Proc};
 
 /// How long the lab waits for anything before it calls it broken.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The last octet of the first host's address.
 const FIRST_HOST: u8 = 10;

@@ -57,7 +57,7 @@ impl<'h> Cmd<'h> {
             args,
             env: Vec::new(),
             stdin: Vec::new(),
-            limit: 2 * PATIENCE,
+            limit: PATIENCE,
         }
     }
 

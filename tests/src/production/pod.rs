@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{Cluster, SYSTEM};
 use crate::lab::{Cmd, Host, Proc, within};
-use crate::products::Programs;
+use crate::products::{Clock, Programs};
 use crate::services::http;
 
 /// How long a replica may take to be ready. Generous: the lab shares the machine with compilers.
@@ -99,27 +99,16 @@ impl Pod {
     /// Gives it a clock of its own, for when it is started again: what [`Pod::set_clock`] sets, as `date` would the
     /// machine's. (Time since boot goes on as ever.)
     pub fn fake_clock(&mut self) -> Result<()> {
-        let library = std::fs::read_dir("/usr/lib")?
-            .filter_map(|entry| Some(entry.ok()?.path().join("faketime/libfaketimeMT.so.1")))
-            .find(|path| path.exists())
-            .context("libfaketime is not installed: run `make setup-services`")?;
-        self.set_clock("+0")?;
-        let variables = [
-            ("LD_PRELOAD", library),
-            ("FAKETIME_TIMESTAMP_FILE", self.clock()),
-            ("FAKETIME_NO_CACHE", "1".into()),
-            ("FAKETIME_DISABLE_SHM", "1".into()),
-            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
-        ];
-        variables.iter().for_each(|(name, value)| self.set(name, &value.display().to_string()));
+        let clock = Clock::new(self.clock(), "+0")?;
+        for (name, value) in clock.variables()? {
+            self.set(name, &value.display().to_string());
+        }
         Ok(())
     }
 
     /// Sets its clock, e.g. `+3600` for an hour ahead of the machine's.
     pub fn set_clock(&self, offset: &str) -> Result<()> {
-        let new = self.clock().with_extension("new");
-        std::fs::write(&new, offset)?;
-        std::fs::rename(new, self.clock()).context("cannot set the clock")
+        Clock::new(self.clock(), offset).map(drop)
     }
 
     fn clock(&self) -> PathBuf {

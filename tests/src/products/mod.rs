@@ -2,12 +2,14 @@
 
 mod appliance;
 mod client;
+mod clock;
 mod controller;
 mod programs;
 mod world;
 
 pub use appliance::Appliance;
 pub use client::Client;
+pub use clock::Clock;
 pub use controller::Controller;
 pub use programs::{Programs, repository};
 pub use world::{World, WorldOptions};

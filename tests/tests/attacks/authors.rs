@@ -2,9 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 
 use horizon_tests::lab::within;
 use horizon_tests::products::World;
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::unistd::mkfifo;
 
 use super::{SOON, assert_served};
 
@@ -56,12 +59,23 @@ fn documents_that_are_written_to_do_harm_stop_nothing() {
     symlink("/dev/zero", folder.join("zero.toml")).unwrap();
     symlink("/etc/passwd", folder.join("passwd.toml")).unwrap();
 
+    // What is no file at all, what has no end, and ways that lead in circles.
+    mkfifo(&folder.join("pipe.toml"), Mode::S_IRWXU).unwrap();
+    mknod(&folder.join("device.toml"), SFlag::S_IFCHR, Mode::S_IRWXU, makedev(1, 5)).unwrap();
+    let _listener = UnixListener::bind(folder.join("socket.toml")).unwrap();
+    fs::create_dir(folder.join("folder.toml")).unwrap();
+    symlink(".", folder.join("circle")).unwrap();
+    symlink("itself.toml", folder.join("itself.toml")).unwrap();
+    fs::File::create(folder.join("sparse.toml")).unwrap().set_len(1 << 40).unwrap();
+
     // What is right and came with it is in force.
     let fine = format!("{head}metadata.name = \"fine\"\n[spec]\n");
     world.controller.put("fine.toml", &fine).unwrap();
     within(SOON, "a right document is in force", || world.controller.get("user", "fine").ok()).unwrap();
     let told = world.controller.cli(["status"]).ok().unwrap();
-    for file in ["deep.toml", "deeper.toml", "name.toml", "bytes.toml"] {
+    for file in
+        ["deep.toml", "deeper.toml", "name.toml", "bytes.toml", "pipe.toml", "device.toml", "sparse.toml"]
+    {
         assert!(told.contains(file), "{file} is told of:\n{told}");
     }
     let log = world.controller.process().unwrap().log();

@@ -87,3 +87,37 @@ fn slow_peers_on_every_port_keep_nobody_out() {
     within(SOON, "slow requests are hung up on", || requests.iter_mut().all(is_over).then_some(())).unwrap();
     within(SOON, "slow commands are hung up on", || local.iter_mut().all(is_over).then_some(())).unwrap();
 }
+
+/// Asks again and again and reads nothing of the answers.
+fn ask_without_reading(mut stream: impl Write) -> impl Write {
+    let question = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
+    // As many as there is room for, which is more than for their answers.
+    while let Ok(1..) = stream.write(&question) {}
+    stream
+}
+
+#[test]
+fn peers_that_ask_and_do_not_read_keep_nobody_out() {
+    let world = World::for_test().unwrap();
+    let socket = world.controller.config().parent().unwrap().join("data/horizon.sock");
+    let host = world.controller.host();
+    let _tcp: Vec<_> = host.run(|| {
+        let open = |_| {
+            let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, METRICS)).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            ask_without_reading(stream)
+        };
+        (0..CROWD).map(open).collect()
+    });
+    let _unix: Vec<_> = host.run(move || {
+        let open = |_| {
+            let stream = UnixStream::connect(&socket).ok()?;
+            stream.set_nonblocking(true).ok()?;
+            Some(ask_without_reading(stream))
+        };
+        (0..CROWD).filter_map(open).collect()
+    });
+    // They have all places at first. None of them hangs up.
+    within(SOON * 4, "readiness is told", || world.controller.is_ready().then_some(())).unwrap();
+    within(SOON * 4, "commands are answered", || world.controller.cli(["get", "users"]).ok().ok()).unwrap();
+}

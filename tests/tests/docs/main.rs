@@ -3,10 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 mod backup;
+mod care;
+mod high_availability;
 mod moving;
 mod page;
 mod said;
 mod terminal;
+mod upgrade;
 
 use serde_json::{Value, json};
 

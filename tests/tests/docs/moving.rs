@@ -30,7 +30,7 @@ fn point(host: &Host, to: &[&Host]) {
 }
 
 /// The user that docs/install.md makes.
-fn add_user(host: &Host) {
+pub(crate) fn add_user(host: &Host) {
     for (file, line) in
         [("/etc/passwd", "horizon:x:0:0::/var/lib/horizon:/bin/sh\n"), ("/etc/group", "horizon:x:0:\n")]
     {

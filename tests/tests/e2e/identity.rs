@@ -72,7 +72,7 @@ impl Office {
     }
 
     fn wait_for(&self, condition: &str, status: &str) {
-        let reached = within(PROMPTLY * 20, "a condition of the server", || {
+        let reached = within(PROMPTLY, "a condition of the server", || {
             self.holds(condition, status).then_some(())
         });
         reached.unwrap_or_else(|error| {
@@ -146,7 +146,7 @@ fn a_replaced_tpm_takes_one_approval_and_bricks_nothing() {
             "not-need-init,startup-clear",
         ];
         let running = office.appliance.host().cmd("swtpm", args).spawn("swtpm").unwrap();
-        within(PROMPTLY * 5, "the TPM listens", || office.tpm.exists().then_some(())).unwrap();
+        within(PROMPTLY, "the TPM listens", || office.tpm.exists().then_some(())).unwrap();
         running
     };
     let first = tpm(&office, "tpm-one");

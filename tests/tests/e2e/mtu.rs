@@ -29,8 +29,12 @@ fn large_answers_and_large_packets_pass_a_narrow_path() {
     // Three IP fragments inside the tunnel.
     let echo = UdpEcho::start(&world.web_host, world.web_host.v4()).unwrap();
     let large = vec![7; 3500];
-    let answer = udp_ask(laptop.host(), echo.address(), &large, Duration::from_secs(5)).unwrap();
-    assert_eq!(answer, Some(large));
+    // One that is lost, as any datagram may be, proves nothing.
+    eventually("large packets come back", || {
+        let answer = udp_ask(laptop.host(), echo.address(), &large, Duration::from_secs(5)).unwrap()?;
+        (answer == large).then_some(())
+    })
+    .unwrap();
 }
 
 #[test]

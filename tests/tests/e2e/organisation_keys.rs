@@ -6,10 +6,7 @@ use horizon_tests::lab::{eventually, within};
 use horizon_tests::products::{Client, World};
 use horizon_tests::services::{Probe, WhoAmI};
 
-use super::{connect_eventually, connected};
-
-/// How long a stream of packets may be silent before a flow would notice, on a machine that is busy with other tests.
-const GAP: Duration = Duration::from_secs(2);
+use super::{GAP, PROMPTLY, connect_eventually, connected};
 
 fn status(world: &World) -> serde_json::Value {
     let text = world.controller.cli(["status", "-o", "json"]).ok().unwrap();
@@ -62,7 +59,7 @@ fn every_key_of_the_organisation_rotates_and_no_flow_breaks() {
     assert!(connected(&laptop));
 
     // The audit trail tells of it, and is as it was written.
-    within(Duration::from_secs(30), "the trail is sealed and verified", || {
+    within(PROMPTLY, "the trail is sealed and verified", || {
         let said = world.controller.cli(["audit", "verify"]).ok().ok()?;
         said.contains("is as it was written").then_some(())
     })
@@ -79,7 +76,7 @@ fn an_appliance_that_was_off_during_three_rotations_comes_back() {
         let rotate =
             ["rotate", "keys", "--class", "state,tls,root", "--emergency", "--reason", "a stolen backup"];
         world.controller.cli(rotate).ok().unwrap();
-        within(Duration::from_secs(30), "the keys are replaced", || {
+        within(PROMPTLY, "the keys are replaced", || {
             (keyset(&world) == before + 3).then_some(())
         })
         .unwrap();

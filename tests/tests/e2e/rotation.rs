@@ -4,12 +4,9 @@ use std::time::Duration;
 
 use horizon_tests::lab::{eventually, within};
 use horizon_tests::products::{Client, World};
-use horizon_tests::services::{Probe, WhoAmI};
+use horizon_tests::services::{Probe, Stream, TcpEcho, WhoAmI};
 
-use super::{PROMPTLY, connected, tokens::names, wait_until_ended};
-
-/// How long a stream of packets may be silent before a flow would notice, on a machine that is busy with other tests.
-const GAP: Duration = Duration::from_secs(2);
+use super::{GAP, PROMPTLY, connected, tokens::names, wait_until_ended};
 
 fn personal_key(world: &World) -> String {
     names(&world.controller.cli(["get", "personalkeys", "-o", "json"]).ok().unwrap()).pop().unwrap()
@@ -17,6 +14,12 @@ fn personal_key(world: &World) -> String {
 
 fn status(world: &World, key: &str) -> serde_json::Value {
     world.controller.get("personalkey", key).unwrap()["status"].clone()
+}
+
+/// Whether a scheduled rotation of a key is over, and every device has the new one.
+pub(crate) fn settled(world: &World, key: &str) -> bool {
+    let status = status(world, key);
+    status["rotations"] == 1 && status["phase"] == "active"
 }
 
 /// A device with a running service and no key.
@@ -41,11 +44,7 @@ fn a_scheduled_rotation_breaks_no_flow_and_the_old_key_ends() {
 
     // A packet every millisecond while the key is made, delivered, confirmed, and the old one ends.
     let appliance = world.appliance.host().v4();
-    let settled = || {
-        let status = status(&world, &key);
-        status["rotations"] == 1 && status["phase"] == "active"
-    };
-    let gap = probe.longest_silence(Duration::from_secs(60), appliance, settled).unwrap();
+    let gap = probe.longest_silence(Duration::from_secs(60), appliance, || settled(&world, &key)).unwrap();
     assert!(gap < GAP, "the longest silence was {gap:?}");
     assert!(connected(&laptop));
     assert_eq!(laptop.status().unwrap()["keyNotice"], serde_json::Value::Null);
@@ -58,6 +57,43 @@ fn a_scheduled_rotation_breaks_no_flow_and_the_old_key_ends() {
     laptop.connect("gateway").unwrap();
     let rotations = world.controller.cli(["get", "keyrotations", "-o", "json"]).ok().unwrap();
     assert!(rotations.contains("\"completed\""), "{rotations}");
+}
+
+#[test]
+fn verification_secrets_rotate_under_a_flow_and_no_tunnel_ends() {
+    let mut world = World::for_test().unwrap();
+    let laptop = world.device("laptop", "ada").unwrap();
+    laptop.connect("gateway").unwrap();
+    let session = laptop.status().unwrap()["session"]["id"].clone();
+    let stream =
+        Stream::start(laptop.host(), &TcpEcho::start(&world.web_host, world.web_host.v4()).unwrap()).unwrap();
+    let who = WhoAmI::start(&world.web_host).unwrap();
+    let mut probe = Probe::new(laptop.host(), &who).unwrap();
+    let appliance = world.appliance.host().v4();
+    let held = |condition: &str| {
+        let status = world.controller.get("server", "gateway").unwrap()["status"].clone();
+        let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().any(|c| c["type"] == condition && c["status"] == "True")
+    };
+    for round in 1..=3 {
+        world
+            .controller
+            .cli(["rotate", "secrets", "gateway", "--reason", "every now and then"])
+            .ok()
+            .unwrap();
+        let settled = || {
+            let list = world.controller.cli(["get", "keyrotations", "-o", "json"]).ok().unwrap();
+            list.matches("\"completedAt\"").count() == round && held("Online") && held("Verified")
+        };
+        let gap = probe.longest_silence(PROMPTLY, appliance, settled).unwrap();
+        assert!(gap < GAP, "the longest silence was {gap:?}");
+        assert_eq!(laptop.status().unwrap()["session"]["id"], session, "no session is touched");
+    }
+    stream.stands().unwrap();
+    let events = world.controller.cli(["get", "events", "-o", "json"]).ok().unwrap();
+    for wrong in ["heartbeat_failed", "challenge_failed"] {
+        assert!(!events.contains(wrong), "{events}");
+    }
 }
 
 #[test]

@@ -78,6 +78,12 @@ fn of_a_hundred_appliances_with_one_token_exactly_one_wins() {
     let policy = "apiVersion = \"horizon.dev/v1alpha1\"\nkind = \"SecurityPolicy\"\nmetadata.name = \"default\"\n\
                   [spec]\nrateLimits.registrationsPerMinute = 1000\nlockout.threshold = 1000\n";
     office.controller.put("security.toml", policy).unwrap();
+    within(PROMPTLY, "the limits are raised", || {
+        let found = office.controller.get("securitypolicy", "default").ok()?;
+        let conditions = found["status"]["conditions"].as_array()?.clone();
+        conditions.iter().any(|c| c["type"] == "Accepted" && c["status"] == "True").then_some(())
+    })
+    .unwrap();
     let token = office.controller.token("gateway").unwrap();
     let host = office.appliance("crowd");
     let outcomes: Vec<bool> = thread::scope(|scope| {

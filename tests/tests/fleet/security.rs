@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use horizon_tests::fleet::rotation::{RotationOptions, rotate};
 use horizon_tests::fleet::security::{FloodOptions, RevokeOptions, flood, one_token, revoke};
 use horizon_tests::products::Programs;
 
@@ -35,4 +36,15 @@ fn every_session_of_a_revoked_key_ends_at_the_device_and_at_the_appliance() {
     let options = RevokeOptions { appliances: 5, sessions: 40, single: 4, postgres: true };
     let done = revoke(&programs.controller, options, LIMIT).unwrap();
     assert_eq!((done.single.len(), done.together.len()), (4, 36));
+}
+
+#[test]
+fn no_flow_breaks_while_keys_of_every_kind_rotate_under_a_fleet() {
+    let programs = Programs::for_tests().unwrap();
+    let options = RotationOptions { simulated: 40, real: 2, overlap: Duration::from_secs(2) };
+    let rotations = rotate(programs, options, LIMIT).unwrap();
+    assert_eq!(rotations.len(), 4);
+    for rotated in rotations {
+        assert!(rotated.broken.is_empty(), "{rotated:?}");
+    }
 }

@@ -19,7 +19,7 @@ use horizon_tests::services::http_get;
 use serde_json::{Value, json};
 
 /// Within which time something is in force once all parts work. Production promises less; tests share the machine.
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 /// How long peers may take to notice that their replica is gone, and to find another.
 const RETURN: Duration = Duration::from_secs(75);

@@ -5,18 +5,21 @@
 //! [`Effect::End`] is answered by a `handle_*` call. Whatever happens, `handle_disconnect` leads back to
 //! [`Phase::Disconnected`] as soon as the effects under way are answered.
 
+mod seek;
 mod types;
+mod view;
 
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
 };
 
-use horizon_model::{SessionId, Ticket};
+use horizon_model::{Failover, SessionId, Ticket};
 
 use crate::failure::{Failure, FailureKind};
 
-pub use types::{Answer, Effect, Event, Moved, Path, Phase, Wish};
+use seek::{Seek, forbidden};
+pub use types::{Answer, Effect, Event, Moved, Path, Phase, Wish, WishedFailover};
 
 /// How long the controller may take to grant a session.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(25);
@@ -45,14 +48,7 @@ struct Live {
     trouble: Option<String>,
     confirm_by: Option<Instant>,
     moved: Option<Moved>,
-}
-
-/// The search for another server while the path to the one in use is lost.
-#[derive(Debug)]
-enum Seek {
-    At(Instant),
-    Finding { attempt: u64, deadline: Instant },
-    Asked { attempt: u64, server: String, deadline: Instant },
+    failover: Failover,
 }
 
 #[derive(Debug)]
@@ -120,61 +116,6 @@ impl Default for Machine {
 }
 
 impl Machine {
-    /// Where the session stands.
-    pub fn phase(&self) -> Phase {
-        match &self.state {
-            State::Idle(None) => Phase::Disconnected,
-            State::Idle(Some(_)) => Phase::Failed,
-            State::Enrolling { .. } => Phase::Enrolling,
-            State::Requesting { .. } => Phase::Requesting,
-            State::Connecting { .. } => Phase::Connecting,
-            State::Connected { .. } => Phase::Connected,
-            State::Reconnecting { .. } => Phase::Reconnecting,
-            State::Stopping { .. } => Phase::Disconnecting,
-        }
-    }
-
-    /// Why the last attempt or session ended, in [`Phase::Failed`] and while the host is being put back for it.
-    pub fn failure(&self) -> Option<&Failure> {
-        match &self.state {
-            State::Idle(failure) | State::Stopping { failure, .. } => failure.as_ref(),
-            _ => None,
-        }
-    }
-
-    /// The server that is wished for or connected.
-    pub fn server(&self) -> Option<&str> {
-        match &self.state {
-            State::Requesting { wish, .. } => Some(&wish.server),
-            _ => self.live().map(|l| l.wish.server.as_str()),
-        }
-    }
-
-    /// The granted session.
-    pub fn session(&self) -> Option<SessionId> {
-        self.live().map(|l| l.session)
-    }
-
-    /// When the session was granted.
-    pub fn granted(&self) -> Option<Instant> {
-        self.live().map(|l| l.granted)
-    }
-
-    /// When the connection is reverted unless confirmed.
-    pub fn confirm_by(&self) -> Option<Instant> {
-        self.live().and_then(|l| l.confirm_by)
-    }
-
-    /// From where the session moved by itself, if it did.
-    pub fn moved(&self) -> Option<&Moved> {
-        self.live().and_then(|l| l.moved.as_ref())
-    }
-
-    /// The path in use, while one works.
-    pub fn path(&self) -> Option<Path> {
-        self.live().and_then(|l| l.path)
-    }
-
     fn live(&self) -> Option<&Live> {
         match &self.state {
             State::Connecting { live, .. } | State::Connected { live } | State::Reconnecting { live, .. } => {
@@ -218,11 +159,6 @@ impl Machine {
         });
         let switch = self.switch.as_ref().map(|s| s.deadline);
         own.into_iter().chain(self.confirm_by()).chain(switch).chain(seek).min()
-    }
-
-    /// Whether a wish for another server waits for its answer while a session is in use.
-    pub fn is_switching(&self) -> bool {
-        self.switch.is_some()
     }
 
     /// A personal key is about to be exchanged. An error when a session is in the way.
@@ -279,7 +215,7 @@ impl Machine {
                 server: ticket.server_name.clone(),
                 take_over: None,
                 confirm_within: None,
-                failover: false,
+                failover: WishedFailover::No,
             };
             self.begin(now, wish, Box::new(ticket));
         }
@@ -290,7 +226,10 @@ impl Machine {
         if let Some(switch) = self.switch.take_if(|s| s.attempt == attempt) {
             match answer {
                 // The controller has ended the session before.
-                Answer::Granted(ticket) => self.stop(None, Some(Next::Start(switch.wish, ticket)), None),
+                Answer::Granted(ticket) => match forbidden(&switch.wish, &ticket) {
+                    Some(failure) => self.stop(Some(failure), None, Some(ticket.session)),
+                    None => self.stop(None, Some(Next::Start(switch.wish, ticket)), None),
+                },
                 Answer::Conflict(conflict) => {
                     self.events.push_back(Event::Declined(Failure::conflict(conflict)))
                 }
@@ -305,10 +244,16 @@ impl Machine {
         }
         match &mut self.state {
             State::Requesting { wish, attempt: current, .. } if *current == attempt => match answer {
-                Answer::Granted(ticket) => {
-                    let wish = wish.clone();
-                    self.begin(now, wish, ticket);
-                }
+                Answer::Granted(ticket) => match forbidden(wish, &ticket) {
+                    Some(failure) => {
+                        self.effects.push_back(Effect::End(ticket.session));
+                        self.enter(State::Idle(Some(failure)));
+                    }
+                    None => {
+                        let wish = wish.clone();
+                        self.begin(now, wish, ticket);
+                    }
+                },
                 Answer::Conflict(conflict) => self.enter(State::Idle(Some(Failure::conflict(conflict)))),
                 Answer::Failed(failure) => self.enter(State::Idle(Some(failure))),
             },
@@ -317,6 +262,13 @@ impl Machine {
                 match answer {
                     Answer::Granted(ticket) => {
                         live.session = ticket.session;
+                        live.failover = ticket.failover;
+                        // What the organisation says now may be another word than before.
+                        self.seek = match (self.seek.take(), live.seeks()) {
+                            (None, true) => Some(Seek::At(now + FAILOVER_AFTER)),
+                            (Some(Seek::At(_)), false) => None,
+                            (seek, _) => seek,
+                        };
                         self.effects.push_back(Effect::Renew(ticket));
                     }
                     Answer::Conflict(conflict) => self.stop(Some(Failure::conflict(conflict)), None, None),
@@ -339,50 +291,6 @@ impl Machine {
                         Some(live) if live.session == ticket.session => {}
                         _ => self.effects.push_back(Effect::End(ticket.session)),
                     }
-                }
-            }
-        }
-    }
-
-    /// A server was found in the place of one that stays away, or none.
-    pub fn handle_found(&mut self, now: Instant, attempt: u64, server: Option<String>) {
-        if !matches!(self.seek, Some(Seek::Finding { attempt: asked, .. }) if asked == attempt) {
-            return;
-        }
-        let reconnecting = matches!(self.state, State::Reconnecting { .. });
-        self.seek = match server {
-            Some(server) if reconnecting => {
-                self.attempts += 1;
-                let attempt = self.attempts;
-                self.effects.push_back(Effect::Request { attempt, server: server.clone(), take_over: None });
-                Some(Seek::Asked { attempt, server, deadline: now + REQUEST_TIMEOUT })
-            }
-            _ => reconnecting.then_some(Seek::At(now + FAILOVER_EVERY)),
-        };
-    }
-
-    /// The controller answered the request for another server.
-    fn moved_on(&mut self, now: Instant, server: String, answer: Answer) {
-        match answer {
-            Answer::Granted(ticket) => {
-                let Some(live) = self.live_mut() else {
-                    self.effects.push_back(Effect::End(ticket.session));
-                    return;
-                };
-                let why = live.trouble.take().unwrap_or_else(|| "it did not answer".to_owned());
-                let from = std::mem::replace(&mut live.wish.server, server);
-                live.moved = Some(Moved { from, reason: why });
-                live.session = ticket.session;
-                live.path = None;
-                self.effects.push_back(Effect::Renew(ticket));
-                // That one may stay away too.
-                self.seek = Some(Seek::At(now + FAILOVER_AFTER));
-                self.settle(now);
-            }
-            Answer::Conflict(conflict) => self.stop(Some(Failure::conflict(conflict)), None, None),
-            Answer::Failed(_) => {
-                if matches!(self.state, State::Reconnecting { .. }) {
-                    self.seek = Some(Seek::At(now + FAILOVER_EVERY));
                 }
             }
         }
@@ -526,29 +434,6 @@ impl Machine {
         }
     }
 
-    /// Time passed for the search for another server.
-    fn seek_on(&mut self, now: Instant) {
-        match &self.seek {
-            Some(Seek::At(at)) if *at <= now => {
-                let Some(instead_of) = self.server().map(str::to_owned) else { return };
-                self.attempts += 1;
-                let attempt = self.attempts;
-                self.effects.push_back(Effect::Find { attempt, instead_of });
-                self.seek = Some(Seek::Finding { attempt, deadline: now + REQUEST_TIMEOUT });
-            }
-            Some(Seek::Finding { deadline, .. } | Seek::Asked { deadline, .. }) if *deadline <= now => {
-                let reconnecting = matches!(self.state, State::Reconnecting { .. });
-                self.seek = reconnecting.then_some(Seek::At(now + FAILOVER_EVERY));
-            }
-            _ => {}
-        }
-    }
-
-    /// How long no path has worked, while reconnecting.
-    pub fn pathless_since(&self) -> Option<Instant> {
-        if let State::Reconnecting { since, .. } = &self.state { Some(*since) } else { None }
-    }
-
     fn request(&mut self, now: Instant, wish: Wish) {
         let attempt = self.ask(&wish);
         self.enter(State::Requesting { wish, attempt, deadline: now + REQUEST_TIMEOUT });
@@ -584,7 +469,7 @@ impl Machine {
             State::Connected { live } if live.path.is_none() => {
                 let live = live.clone();
                 let refresh = Refresh::At(now + REFRESH_AFTER);
-                if live.wish.failover && self.seek.is_none() {
+                if live.seeks() && self.seek.is_none() {
                     self.seek = Some(Seek::At(now + FAILOVER_AFTER));
                 }
                 self.enter(State::Reconnecting { live, since: now, refresh });
@@ -635,6 +520,7 @@ impl Live {
             trouble: None,
             confirm_by,
             moved: None,
+            failover: ticket.failover,
         }
     }
 }

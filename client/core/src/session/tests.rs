@@ -12,7 +12,7 @@ fn ticket(session: u128) -> Box<Ticket> {
 }
 
 fn wish(server: &str) -> Wish {
-    Wish { server: server.into(), take_over: None, confirm_within: None, failover: false }
+    Wish { server: server.into(), take_over: None, confirm_within: None, failover: WishedFailover::No }
 }
 
 fn path() -> Option<Path> {
@@ -50,7 +50,7 @@ fn connected(now: Instant, wish: Wish) -> Machine {
 #[test]
 fn a_session_moves_to_another_server_when_its_own_stays_away_and_only_if_that_is_wanted() {
     let now = Instant::now();
-    let mut machine = connected(now, Wish { failover: true, ..wish("paris-1") });
+    let mut machine = connected(now, Wish { failover: WishedFailover::Asked, ..wish("paris-1") });
     machine.handle_trouble("timed out");
     machine.handle_path(now, None);
     machine.handle_timeout(now + REFRESH_AFTER);
@@ -82,9 +82,63 @@ fn a_session_moves_to_another_server_when_its_own_stays_away_and_only_if_that_is
 }
 
 #[test]
+fn the_organisations_word_on_failover_comes_before_the_users() {
+    let now = Instant::now();
+    let of = |policy: Failover| {
+        let mut ticket = ticket(7);
+        ticket.failover = policy;
+        Answer::Granted(ticket)
+    };
+    let seeks = |policy: Failover, failover: WishedFailover| {
+        let mut machine = Machine::default();
+        machine.handle_connect(now, Wish { failover, ..wish("paris-1") }).unwrap();
+        machine.handle_answer(now, 1, of(policy));
+        if machine.phase() == Phase::Failed {
+            assert_eq!(
+                effects(&mut machine),
+                ["request paris-1 1", "end 7"],
+                "what was granted is given back"
+            );
+            let failure = machine.failure().unwrap().clone();
+            assert_eq!(failure.kind, FailureKind::Refused);
+            assert!(failure.message.contains("forbids failover from paris-1"), "{failure}");
+            return None;
+        }
+        assert_eq!(machine.failover(), Some(policy));
+        machine.handle_host(now, Ok(()));
+        machine.handle_path(now, path());
+        effects(&mut machine);
+        machine.handle_path(now, None);
+        machine.handle_timeout(now + FAILOVER_AFTER);
+        Some(effects(&mut machine).iter().any(|effect| effect.starts_with("find")))
+    };
+    use {Failover as F, WishedFailover as W};
+    for (policy, wished, expected) in [
+        (F::Allowed, W::No, Some(false)),
+        (F::Allowed, W::Liked, Some(true)),
+        (F::Allowed, W::Asked, Some(true)),
+        (F::Required, W::No, Some(true)),
+        (F::Required, W::Asked, Some(true)),
+        (F::Never, W::No, Some(false)),
+        (F::Never, W::Liked, Some(false)),
+        (F::Never, W::Asked, None),
+    ] {
+        assert_eq!(seeks(policy, wished), expected, "{policy:?} {wished:?}");
+    }
+    // What a fresh ticket says holds from then on.
+    let mut machine = connected(now, Wish { failover: W::Asked, ..wish("paris-1") });
+    machine.handle_path(now, None);
+    machine.handle_timeout(now + REFRESH_AFTER);
+    machine.handle_answer(now + REFRESH_AFTER, 2, of(F::Never));
+    effects(&mut machine);
+    machine.handle_timeout(now + FAILOVER_AFTER);
+    assert!(!effects(&mut machine).iter().any(|effect| effect.starts_with("find")));
+}
+
+#[test]
 fn a_path_that_comes_back_ends_the_search_and_another_search_follows_one_in_vain() {
     let now = Instant::now();
-    let mut machine = connected(now, Wish { failover: true, ..wish("paris-1") });
+    let mut machine = connected(now, Wish { failover: WishedFailover::Asked, ..wish("paris-1") });
     machine.handle_path(now, None);
     let late = now + FAILOVER_AFTER;
     machine.handle_timeout(late);
@@ -369,7 +423,8 @@ proptest! {
         for step in steps {
             match step {
                 Step::Connect(n) => {
-                    let wish = Wish { failover: n == 2, ..wish(["a", "b", "c"][n as usize]) };
+                    let failover = [WishedFailover::No, WishedFailover::Liked, WishedFailover::Asked][n as usize];
+                    let wish = Wish { failover, ..wish(["a", "b", "c"][n as usize]) };
                     let _ = machine.handle_connect(now, wish);
                 }
                 Step::Found(attempt, found) => machine.handle_found(now, attempt, found.then(|| "d".to_owned())),

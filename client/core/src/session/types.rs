@@ -41,7 +41,19 @@ pub struct Wish {
     /// Reverts the connection unless it is confirmed within this time.
     pub confirm_within: Option<Duration>,
     /// Whether another server is asked for when this one stays away.
-    pub failover: bool,
+    pub failover: WishedFailover,
+}
+
+/// Whether a user wants another server when the one in use stays away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WishedFailover {
+    /// They do not say so.
+    #[default]
+    No,
+    /// They like it where it is allowed.
+    Liked,
+    /// They ask for it: a session that may not is none they want.
+    Asked,
 }
 
 /// A session that moved to another server by itself.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use horizon_crds::AccountLimits;
+
 /// The numbers that hold for accounts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AccountPolicy {
@@ -15,22 +17,33 @@ pub struct AccountPolicy {
     pub idle: Duration,
     /// After how long a session ends in any case.
     pub absolute: Duration,
+    /// How many sessions an account has at most.
+    pub sessions: usize,
     /// For how long a one-time password can be used.
     pub one_time: Duration,
+    /// Whether everybody must set up one-time codes.
+    pub require_totp: bool,
 }
 
+impl From<&AccountLimits> for AccountPolicy {
+    fn from(limits: &AccountLimits) -> Self {
+        Self {
+            threshold: limits.lockout_threshold.into(),
+            lockout: limits.lockout_duration.get(),
+            longest: limits.longest_lockout.get(),
+            idle: limits.session_idle.get(),
+            absolute: limits.session_lifetime.get(),
+            sessions: limits.sessions.into(),
+            one_time: limits.one_time_password.get(),
+            require_totp: limits.require_totp,
+        }
+    }
+}
+
+/// Where no policy says anything.
 impl Default for AccountPolicy {
     fn default() -> Self {
-        const MINUTE: u64 = 60;
-        const HOUR: u64 = 60 * MINUTE;
-        Self {
-            threshold: 5,
-            lockout: Duration::from_secs(15 * MINUTE),
-            longest: Duration::from_secs(24 * HOUR),
-            idle: Duration::from_secs(30 * MINUTE),
-            absolute: Duration::from_secs(12 * HOUR),
-            one_time: Duration::from_secs(72 * HOUR),
-        }
+        Self::from(&AccountLimits::default())
     }
 }
 

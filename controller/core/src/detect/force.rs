@@ -115,3 +115,22 @@ pub fn observe(
         words: format!("{failures} wrong secrets within about {minutes} min{others}"),
     })
 }
+
+/// Takes in bodies and texts of an address that the payload rules refused. They are counted as wrong secrets are.
+pub fn observe_payloads(
+    baseline: &mut Baseline,
+    count: u32,
+    threshold: Threshold,
+    now: Timestamp,
+) -> Option<Finding> {
+    let tries = Tries { count, other: None };
+    observe(baseline, "address", &tries, threshold, now).map(|finding| Finding {
+        detector: Detector::MaliciousPayload,
+        words: format!(
+            "{} bodies or texts that are refused, within about {} min",
+            finding.magnitude,
+            threshold.window / 60_000
+        ),
+        ..finding
+    })
+}

@@ -33,6 +33,8 @@ pub enum Detector {
     CapabilityChange,
     /// Many wrong secrets.
     BruteForce,
+    /// Much that the payload rules refuse.
+    MaliciousPayload,
     /// Sessions at other hours, more of them, or longer ones.
     SessionPattern,
     /// Far more traffic than usual.
@@ -41,12 +43,13 @@ pub enum Detector {
 
 impl Detector {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::ImpossibleTravel,
         Self::NewCountry,
         Self::HeartbeatIrregularity,
         Self::CapabilityChange,
         Self::BruteForce,
+        Self::MaliciousPayload,
         Self::SessionPattern,
         Self::TrafficVolume,
     ];
@@ -59,6 +62,7 @@ impl Detector {
             Self::HeartbeatIrregularity => "heartbeat_irregularity",
             Self::CapabilityChange => "capability_change",
             Self::BruteForce => "brute_force",
+            Self::MaliciousPayload => "malicious_payload",
             Self::SessionPattern => "session_pattern",
             Self::TrafficVolume => "traffic_volume",
         }
@@ -164,7 +168,7 @@ pub fn respond(finding: &Finding, policy: &DetectionSpec) -> Response {
     Response {
         grade,
         flag: finding.confidence >= policy.flag_confidence,
-        block: finding.detector == Detector::BruteForce
+        block: matches!(finding.detector, Detector::BruteForce | Detector::MaliciousPayload)
             && policy.blocking.enabled
             && finding.magnitude >= policy.blocking.failures,
     }

@@ -4,7 +4,7 @@ use horizon_crds::{
     ConditionType, DeviceSummary, KeySummary, PersonalKeyPhase, PersonalKeyStatus, RegistrationKeyPhase,
     RegistrationKeyStatus, Resource, RotationTarget, SecretRef, Text, UserSpec, UserStatus,
 };
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::rotation::{next_warning, schedule, warning};
 
@@ -39,7 +39,28 @@ pub(super) fn registration(
     };
     status.phase = Some(phase);
     note.set(ConditionType::Ready, phase == RegistrationKeyPhase::Unused, reason, message);
-    facts.expires_at.filter(|_| phase == RegistrationKeyPhase::Unused)
+    let end = facts.expires_at?;
+    let begins = soon(note.input.stored.created_at, end);
+    let (expires_soon, reason, message) = match phase {
+        RegistrationKeyPhase::Unused if begins <= note.input.now => {
+            (true, "Expiring", format!("the key ends at {end}: use it, or make a new one"))
+        }
+        RegistrationKeyPhase::Unused => (false, "Later", format!("the key ends at {end}")),
+        RegistrationKeyPhase::Expired => {
+            (false, "Expired", format!("the key ended at {end}: make a new one"))
+        }
+        RegistrationKeyPhase::Used | RegistrationKeyPhase::Revoked => (false, reason, message.to_owned()),
+    };
+    note.set(ConditionType::ExpiresSoon, expires_soon, reason, &message);
+    let unused = phase == RegistrationKeyPhase::Unused;
+    unused.then_some(if expires_soon { end } else { begins })
+}
+
+/// From when on a registration key ends soon: for the last quarter of its life, and for a week at most.
+fn soon(made: Timestamp, end: Timestamp) -> Timestamp {
+    let week = SignedDuration::from_hours(7 * 24);
+    let ahead = (end.duration_since(made) / 4).clamp(SignedDuration::ZERO, week);
+    end.checked_sub(ahead).unwrap_or(Timestamp::MIN)
 }
 
 /// How the place of a delivered string begins when it is a Secret of Kubernetes: `secret:NAME/UID`.
@@ -201,4 +222,19 @@ fn devices(facts: &[DeviceFacts]) -> Vec<DeviceSummary> {
         })
     });
     summaries.take(MAX_DEVICES).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_registration_key_ends_soon_in_its_last_quarter() {
+        let at = |hours| {
+            Timestamp::UNIX_EPOCH.saturating_add(SignedDuration::from_hours(hours)).unwrap_or_default()
+        };
+        assert_eq!(soon(at(0), at(24)), at(18));
+        assert_eq!(soon(at(0), at(30 * 24)), at(23 * 24));
+        assert_eq!(soon(at(9), at(3)), at(3), "a clock that was set");
+    }
 }

@@ -249,8 +249,10 @@ fn keys_live_and_end() {
     let (soon, past) = (after(SignedDuration::from_secs(9)), after(SignedDuration::from_secs(-9)));
     use RegistrationKeyPhase as R;
     let key = RegistrationKeyFacts { expires_at: Some(soon), ..RegistrationKeyFacts::default() };
+    // One that was made long ago ends soon from a week before its end on.
+    let (later, nearly) = (after(SignedDuration::from_hours(240)), after(SignedDuration::from_hours(72)));
     for (facts, expected, again) in [
-        (key.clone(), R::Unused, Some(soon)),
+        (RegistrationKeyFacts { expires_at: Some(later), ..key.clone() }, R::Unused, Some(nearly)),
         (RegistrationKeyFacts { expires_at: Some(past), ..key.clone() }, R::Expired, None),
         (RegistrationKeyFacts { used_at: Some(past), expires_at: Some(past), ..key.clone() }, R::Used, None),
         (RegistrationKeyFacts { revoked_at: Some(past), ..key }, R::Revoked, None),
@@ -259,6 +261,18 @@ fn keys_live_and_end() {
             compute(&world, KindName::RegistrationKey, "r", &Facts::RegistrationKey(facts), None, NOW);
         let Some(Status::RegistrationKey(status)) = computed.write else { panic!() };
         assert_eq!((status.phase, computed.again_at), (Some(expected), again));
+    }
+    for (now, reason, again) in [
+        (nearly, ("True", "Expiring"), Some(later)),
+        (after(SignedDuration::from_hours(71)), ("False", "Later"), Some(nearly)),
+        (later, ("False", "Expired"), None),
+    ] {
+        let facts = RegistrationKeyFacts { expires_at: Some(later), ..RegistrationKeyFacts::default() };
+        let facts = Facts::RegistrationKey(facts);
+        let computed = compute(&world, KindName::RegistrationKey, "r", &facts, None, now);
+        assert_eq!(computed.again_at, again);
+        let shown = condition(computed.write.as_ref().unwrap(), ConditionType::ExpiresSoon);
+        assert_eq!((format!("{:?}", shown.0).as_str(), shown.1.as_str()), reason);
     }
     use PersonalKeyPhase as K;
     let key = PersonalKeyFacts { expires_at: Some(soon), ..PersonalKeyFacts::default() };

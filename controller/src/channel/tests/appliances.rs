@@ -12,7 +12,8 @@ use horizon_wire::{
 use uuid::Uuid;
 
 use super::kit::{
-    Appliance, Controller, Device, ask, entry, fresh_key, hardware, refusal, register_message, session, soon,
+    Appliance, Controller, Device, ask, entry, fresh_key, hardware, refusal, register_message, served,
+    session, soon,
 };
 use crate::{channel::ChannelSettings, store::tests::kit::BASICS};
 
@@ -280,10 +281,7 @@ async fn an_appliance_that_was_replaced_is_put_out() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_machine_needs_an_approval_and_takes_no_new_sessions() {
-    let controller = Controller::start(BASICS).await;
-    let key = controller.personal("ana-1").await;
-    let mut appliance = Appliance::enrol(&controller).await;
-    appliance.take_state().await;
+    let (controller, key, mut appliance) = served().await;
     appliance
         .beat(hardware(&[("dmi/board_serial", "a"), ("processor/model", "b"), ("disk/0/serial", "new")]))
         .await;
@@ -344,10 +342,7 @@ async fn an_appliance_gets_no_state_but_its_own() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn violations_become_events_and_problems_end_requests() {
-    let controller = Controller::start(BASICS).await;
-    let key = controller.personal("ana-1").await;
-    let mut appliance = Appliance::enrol(&controller).await;
-    appliance.take_state().await;
+    let (controller, key, mut appliance) = served().await;
     let device = Device::enrolled(&controller, &key, "laptop").await;
     let ticket = session(&device, &mut appliance, "berlin").await;
     let spoofed = |session| Violation { session, kind: ViolationKind::SpoofedSource, count: 1 };

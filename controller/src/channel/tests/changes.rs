@@ -4,7 +4,7 @@ use horizon_model::{ApplianceReport, Incarnation, SessionUsage};
 use horizon_wire::proto::{RefusalCode, from_controller::Message as Said};
 use uuid::Uuid;
 
-use super::kit::{Appliance, Controller, Device, refusal, session};
+use super::kit::{Appliance, Controller, Device, refusal, served, session};
 use crate::store::tests::kit::BASICS;
 
 /// The largest change of one session, in bytes.
@@ -12,10 +12,7 @@ const MAX_CHANGE: usize = 2048;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_narrowed_policy_narrows_the_session() {
-    let controller = Controller::start(BASICS).await;
-    let key = controller.personal("ana-1").await;
-    let mut appliance = Appliance::enrol(&controller).await;
-    appliance.take_state().await;
+    let (controller, key, mut appliance) = served().await;
     let device = Device::enrolled(&controller, &key, "laptop").await;
     let ticket = session(&device, &mut appliance, "berlin").await;
     controller
@@ -36,10 +33,7 @@ async fn a_narrowed_policy_narrows_the_session() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_ends_with_the_range_of_its_addresses() {
-    let controller = Controller::start(BASICS).await;
-    let key = controller.personal("ana-1").await;
-    let mut appliance = Appliance::enrol(&controller).await;
-    appliance.take_state().await;
+    let (controller, key, mut appliance) = served().await;
     let mut device = Device::enrolled(&controller, &key, "laptop").await;
     session(&device, &mut appliance, "berlin").await;
     controller
@@ -77,10 +71,7 @@ async fn sessions_of_virtual_networks_hold_addresses_in_each() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restarted_appliance_keeps_its_sessions_and_carries_no_connection_yet() {
-    let controller = Controller::start(BASICS).await;
-    let key = controller.personal("ana-1").await;
-    let mut appliance = Appliance::enrol(&controller).await;
-    appliance.take_state().await;
+    let (controller, key, mut appliance) = served().await;
     let device = Device::enrolled(&controller, &key, "laptop").await;
     let ticket = session(&device, &mut appliance, "berlin").await;
     let usage = SessionUsage {

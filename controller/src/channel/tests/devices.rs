@@ -8,15 +8,12 @@ use horizon_wire::{
     proto::{self, RefusalCode, from_controller::Message as Said, to_controller::Message as Say},
 };
 
-use super::kit::{Appliance, Controller, Device, ask, refusal, session, soon};
+use super::kit::{Appliance, Controller, Device, ask, refusal, served, session, soon};
 use crate::{channel::ChannelSettings, store::tests::kit::BASICS};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_device_enrols_and_gets_a_session_through_its_appliance() {
-    let controller = Controller::start(BASICS).await;
-    let key = controller.personal("ana-1").await;
-    let mut appliance = Appliance::enrol(&controller).await;
-    appliance.take_state().await;
+    let (controller, key, mut appliance) = served().await;
     let mut device = Device::connect(&controller).await;
     let refused = refusal(device.request("berlin", None).await);
     assert_eq!(refused.code, RefusalCode::Unauthenticated);
@@ -86,10 +83,7 @@ async fn a_state_that_outgrows_what_can_be_sent_loses_sessions_and_is_sent() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removed_policy_ends_the_session_at_once() {
-    let controller = Controller::start(BASICS).await;
-    let key = controller.personal("ana-1").await;
-    let mut appliance = Appliance::enrol(&controller).await;
-    appliance.take_state().await;
+    let (controller, key, mut appliance) = served().await;
     let mut device = Device::enrolled(&controller, &key, "laptop").await;
     let ticket = session(&device, &mut appliance, "berlin").await;
     let started = std::time::Instant::now();
@@ -108,10 +102,7 @@ async fn a_removed_policy_ends_the_session_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn revoking_a_device_or_a_key_ends_its_session() {
-    let controller = Controller::start(BASICS).await;
-    let key = controller.personal("ana-1").await;
-    let mut appliance = Appliance::enrol(&controller).await;
-    appliance.take_state().await;
+    let (controller, key, mut appliance) = served().await;
     let mut device = Device::enrolled(&controller, &key, "laptop").await;
     session(&device, &mut appliance, "berlin").await;
     let id = controller.store.list_devices(1).await.unwrap()[0].id;
@@ -142,10 +133,7 @@ async fn revoking_a_device_or_a_key_ends_its_session() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_is_taken_over_when_its_user_agrees() {
-    let controller = Controller::start(BASICS).await;
-    let key = controller.personal("ana-1").await;
-    let mut appliance = Appliance::enrol(&controller).await;
-    appliance.take_state().await;
+    let (controller, key, mut appliance) = served().await;
     let mut first = Device::enrolled(&controller, &key, "laptop").await;
     let ticket = session(&first, &mut appliance, "berlin").await;
     let second = Device::enrolled(&controller, &key, "phone").await;

@@ -18,7 +18,7 @@ use super::kit::{Appliance, Controller, fresh_key, soon};
 use crate::{
     replica::Leadership,
     stop::{Stopper, stop},
-    store::{LeaderEpoch, NewKeySetRotation, tests::kit::BASICS},
+    store::{LeaderEpoch, NewEnvelopeRotation, NewKeySetRotation, tests::kit::BASICS},
 };
 
 /// A controller whose keys rotate.
@@ -176,6 +176,39 @@ async fn every_class_rotates_under_a_live_channel() {
     for kind in ["controller_key_published", "controller_key_used", "controller_key_retired"] {
         assert!(events.iter().any(|event| event == kind), "{kind}");
     }
+    rotating.stop().await;
+}
+
+#[tokio::test]
+async fn the_envelope_rotates_under_a_live_channel() {
+    let rotating = Rotating::start().await;
+    let controller = &rotating.controller;
+    let mut appliance = Appliance::enrol(controller).await;
+    appliance.take_state().await;
+    let store = &controller.store;
+    let (before, envelope) = (store.envelope_state().await.unwrap(), store.envelope().id());
+    let new = NewEnvelopeRotation {
+        kind: RotationType::Emergency,
+        reason: "a test",
+        by: "test",
+        run: None,
+        policy: None,
+        new_envelope: true,
+    };
+    assert!(store.begin_envelope_rotation(&new, Some(rotating.epoch), Timestamp::now()).await.unwrap());
+    let done = async {
+        while store.envelope_rotation(None).await.unwrap().is_some() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    soon(done).await;
+    let after = store.envelope_state().await.unwrap();
+    assert!(after.sealing != before.sealing && after.older.is_empty(), "{after:?}");
+    assert_ne!(store.envelope().id(), envelope);
+    // The channel still stands, and the appliance proves itself by what was sealed anew when it comes again.
+    controller.put(&BASICS.replacen("[resource.spec]\n", "[resource.spec]\ntunnel.port = 7777\n", 1)).await;
+    appliance.take_state().await;
+    appliance.reconnect(controller).await.unwrap();
     rotating.stop().await;
 }
 

@@ -79,6 +79,23 @@ async fn a_report_that_breaks_a_rule_ends_the_conversation() {
     controller.stop().await;
 }
 
+/// Room is made for what is announced: for strangers, of whom there may be many, for less than for appliances of ours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_not_shown_whose_appliance_it_is_sends_no_long_messages() {
+    let controller = Controller::start(BASICS).await;
+    let long = proto::Report { addresses: vec!["x".repeat(200); 500], ..Default::default() };
+    let mut stranger = controller.dial(&fresh_key(), Role::Appliance).await.unwrap();
+    stranger.requests.notify(Say::Report(long.clone())).await.unwrap();
+    let Some(Said::Refused(refused)) = soon(stranger.inbox.recv()).await else { panic!("not refused") };
+    assert!(refused.message.contains("above the limit"), "{}", refused.message);
+    // From one of ours it is read, and refused for what it says.
+    let mut appliance = Appliance::enrol(&controller).await;
+    appliance.take_state().await;
+    let refused = refusal(soon(appliance.channel.requests.request(Say::Report(long))).await);
+    assert!(!refused.message.contains("above the limit"), "{}", refused.message);
+    controller.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn too_large_messages_and_too_many_are_refused() {
     let settings = ChannelSettings { messages_per_second: 5, ..ChannelSettings::default() };

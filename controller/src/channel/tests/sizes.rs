@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use horizon_channel::Peer;
+use tokio::time::Instant;
 
 use crate::channel::{Context, opening};
 
 /// The most that the task of a conversation may take, in bytes, besides what its connection takes.
 const MOST: usize = 13 << 8;
 
-fn size<F: Future>(_conversation: impl FnOnce(Arc<Context>, Peer) -> F) -> usize {
+fn size<F: Future>(_conversation: impl FnOnce(Arc<Context>, Peer, Instant) -> F) -> usize {
     size_of::<F>()
 }
 

@@ -70,6 +70,8 @@ enum Written {
     StatusDirty(Uuid),
     #[serde(rename = "e")]
     SessionEnded(Uuid, Uuid, String),
+    #[serde(rename = "h")]
+    CheckSession(Uuid, Uuid),
     #[serde(rename = "a")]
     StateApplied(Uuid, u64),
     #[serde(rename = "r")]
@@ -110,6 +112,7 @@ impl From<&Item> for Written {
                     let cut = reason.floor_char_boundary(MAX_REASON);
                     Self::SessionEnded(session.0, device.0, reason[..cut].to_owned())
                 }
+                Hint::CheckSession { session, device } => Self::CheckSession(session.0, device.0),
                 Hint::StateApplied { server, generation } => Self::StateApplied(server.0, *generation),
                 Hint::ResourcesChanged(revision) => Self::ResourcesChanged(revision.0),
                 Hint::PresenceChanged { server } => Self::Server(server.0),
@@ -148,6 +151,9 @@ impl Written {
                     device: DeviceId(device),
                     reason: reason[..cut].into(),
                 })
+            }
+            Self::CheckSession(session, device) => {
+                Item::Hint(Hint::CheckSession { session: SessionId(session), device: DeviceId(device) })
             }
             Self::StateApplied(server, generation) => {
                 Item::Hint(Hint::StateApplied { server: ServerId(server), generation })
@@ -259,10 +265,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::store::EnvelopeKey;
 
     fn key() -> BusKey {
-        BusKey::of(&EnvelopeKey(Secret::new([42; 32])))
+        BusKey::new(&[Secret::new([42; 32])])
     }
 
     /// As a replica would have tagged it.

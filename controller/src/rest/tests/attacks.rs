@@ -79,7 +79,7 @@ async fn bodies_that_are_too_much_are_refused() {
     };
     let deep = format!("{}1{}", "[".repeat(10_000), "]".repeat(10_000)).into_bytes();
     let answer = send(deep, "application/json").await;
-    assert_eq!((answer.status, answer.problem().as_str()), (400, "bad-request"));
+    assert_eq!((answer.status, answer.problem().as_str()), (400, "payload-refused"));
     let deep = format!("{{\"username\":{}1{}}}", "[".repeat(16), "]".repeat(16)).into_bytes();
     assert_eq!(send(deep, "application/json").await.status, 400);
     let answer = send(vec![b' '; 65 << 10], "application/json").await;

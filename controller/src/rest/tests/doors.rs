@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::kit::{Answer, Ask, Running};
 
-fn key(n: u8) -> SigningKey {
+pub(super) fn key(n: u8) -> SigningKey {
     SigningKey::from_seed(Secret::new([n; 32]))
 }
 
@@ -17,11 +17,20 @@ impl Running {
     }
 
     async fn proof(&self, key: &SigningKey) -> Value {
+        self.try_proof(key).await.unwrap()
+    }
+
+    /// The proof of a key; the answer where no challenge is given.
+    pub(super) async fn try_proof(&self, key: &SigningKey) -> Result<Value, Answer> {
         let public = key.public().to_string();
         let asked = self.anonymous("/v1/challenges", &json!({ "publicKey": public })).await;
+        if asked.status != 200 {
+            return Err(asked);
+        }
         let challenge = asked.text("challenge");
         let signed = [b"horizon rest proof v1\0".as_slice(), challenge.as_bytes()].concat();
-        json!({ "publicKey": public, "challenge": challenge, "signature": BASE64URL_NOPAD.encode(&key.sign(&signed)) })
+        let signature = BASE64URL_NOPAD.encode(&key.sign(&signed));
+        Ok(json!({ "publicKey": public, "challenge": challenge, "signature": signature }))
     }
 }
 

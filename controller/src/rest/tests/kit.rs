@@ -28,7 +28,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) const PASSWORD: &str = "rain tractor velvet";
 
 pub(super) struct Running {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     _app: App,
     pub(super) socket: Client,
     pub(super) address: SocketAddr,
@@ -126,7 +126,12 @@ impl Running {
             }
         };
         tokio::time::timeout(PATIENCE, ready).await.unwrap();
-        Self { _dir: dir, _app: app, socket, address }
+        Self { dir, _app: app, socket, address }
+    }
+
+    /// The folder of what is declared.
+    pub(super) fn resources(&self) -> std::path::PathBuf {
+        self.dir.path().join("org/resources")
     }
 
     /// Sends a request on a connection of its own, and gives the answer whose body is still to come.

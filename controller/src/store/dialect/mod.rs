@@ -1,6 +1,7 @@
 //! What differs between database engines: how a database is opened, its types behind one face, and a few words of SQL.
 //! Everything else in this module is one text for all of them.
 
+pub(super) mod catalog;
 mod options;
 mod postgres;
 mod query;
@@ -11,7 +12,8 @@ use std::ops::{Deref, DerefMut};
 use sqlx::{Postgres, Sqlite, postgres::PgRow, sqlite::SqliteRow};
 
 pub use options::{Database, InvalidUrl, PostgresOptions};
-pub(super) use query::{Builder, query};
+use query::{Query, Value};
+pub(super) use query::{Builder, On, query};
 
 use super::StoreError;
 
@@ -37,6 +39,19 @@ pub(super) async fn open_for_migration(database: &Database) -> Result<Pool, sqlx
     }
 }
 
+/// Opens a database that is there, to read a copy of it, which may take its time.
+pub(super) async fn open_for_copy(database: &Database) -> Result<Pool, sqlx::Error> {
+    match database {
+        Database::Sqlite(path) => sqlite::open_for_copy(path).await,
+        Database::Postgres(options) => postgres::open_for_copy(options).await,
+    }
+}
+
+/// An empty database that is nowhere but in memory.
+pub(super) async fn open_in_memory() -> Result<Pool, sqlx::Error> {
+    sqlite::open_in_memory().await
+}
+
 /// The engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Engine {
@@ -45,6 +60,14 @@ pub(super) enum Engine {
 }
 
 impl Engine {
+    /// The name for people and for files.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Sqlite => "sqlite",
+            Self::Postgres => "postgres",
+        }
+    }
+
     /// The words that migrations leave open, and what they mean.
     pub(super) fn words(self) -> [(&'static str, &'static str); 2] {
         match self {
@@ -162,6 +185,15 @@ impl Connection {
                 .bind(what)
                 .execute(&mut *self)
                 .await?;
+        }
+        Ok(())
+    }
+
+    /// Lets rows of this transaction refer to others that come later in it, where the engine can. Postgres cannot: there
+    /// they must come in their order.
+    pub(super) async fn refer_late(&mut self) -> Result<(), sqlx::Error> {
+        if self.engine() == Engine::Sqlite {
+            query("PRAGMA defer_foreign_keys = ON").execute(&mut *self).await?;
         }
         Ok(())
     }

@@ -34,6 +34,14 @@ const MIGRATING: [(&str, &str); 4] = [
     ("timezone", "UTC"),
 ];
 
+/// The same for copies, which read all there is and wait for the file they are written to.
+const COPYING: [(&str, &str); 4] = [
+    ("statement_timeout", "0"),
+    ("lock_timeout", "10s"),
+    ("idle_in_transaction_session_timeout", "10min"),
+    ("timezone", "UTC"),
+];
+
 /// Opens a pool, and makes a first connection so that what is wrong shows.
 pub(super) async fn open(options: &PostgresOptions) -> Result<Pool, sqlx::Error> {
     pool(options, "horizon-controller", &RUNNING, POOL).await
@@ -42,6 +50,11 @@ pub(super) async fn open(options: &PostgresOptions) -> Result<Pool, sqlx::Error>
 /// Opens a pool of one connection for migrations.
 pub(super) async fn open_for_migration(options: &PostgresOptions) -> Result<Pool, sqlx::Error> {
     pool(options, "horizon-controller migrate", &MIGRATING, 1).await
+}
+
+/// Opens a pool of one connection for a copy.
+pub(super) async fn open_for_copy(options: &PostgresOptions) -> Result<Pool, sqlx::Error> {
+    pool(options, "horizon-controller backup", &COPYING, 1).await
 }
 
 async fn pool(

@@ -150,6 +150,11 @@ impl Query {
         self
     }
 
+    /// Connections do not keep it prepared: the tables that it is about change.
+    pub(in crate::store) fn once(self) -> Self {
+        Self { persistent: false, ..self }
+    }
+
     pub(in crate::store) async fn execute<'a>(self, on: impl Into<On<'a>>) -> Result<Done, sqlx::Error> {
         Ok(Done(run!(self, on, |query, target| query.execute(target).await?.rows_affected())))
     }
@@ -263,6 +268,11 @@ pub(in crate::store) struct Builder {
 impl Builder {
     pub(in crate::store) fn new(sql: &'static str) -> Self {
         Self { sql: sql.to_owned(), values: Vec::new(), persistent: true }
+    }
+
+    /// A statement with names that the database's own catalogue gave, quoted. Connections do not keep it prepared.
+    pub(super) fn named(sql: String) -> Self {
+        Self { sql, values: Vec::new(), persistent: false }
     }
 
     pub(in crate::store) fn push(&mut self, sql: &'static str) -> &mut Self {

@@ -19,6 +19,29 @@ const IDLE: Duration = Duration::from_secs(300);
 /// Statements that a connection keeps prepared.
 const STATEMENTS: usize = 200;
 
+/// Makes an empty database in memory, which ends with its one connection.
+pub(super) async fn open_in_memory() -> Result<Pool, sqlx::Error> {
+    let options = SqliteConnectOptions::new()
+        .in_memory(true)
+        .pragma("temp_store", "MEMORY")
+        .foreign_keys(true)
+        .disable_statement_logging();
+    let pool = SqlitePoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
+    Ok(Pool::Sqlite(pool.connect_with(options).await?))
+}
+
+/// Opens the file of a database that others may use meanwhile, and writes nothing.
+pub(super) async fn open_for_copy(path: &Path) -> Result<Pool, sqlx::Error> {
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(false)
+        .busy_timeout(BUSY_TIMEOUT)
+        .pragma("query_only", "true")
+        .disable_statement_logging();
+    let pool = SqlitePoolOptions::new().max_connections(1).acquire_timeout(BUSY_TIMEOUT);
+    Ok(Pool::Sqlite(pool.connect_with(options).await?))
+}
+
 /// Opens the database file, the only writer first. Commits wait for the disk (`synchronous = FULL`): what was
 /// acknowledged survives the end of the process and of the power.
 /// Only its owner reads the file, from its first moment on; the engine gives its journals the mode of the file.

@@ -10,9 +10,9 @@ use super::kit::{Kit, at, conformance};
 use crate::{
     account::{recovery_codes, recovery_digest, totp},
     store::{
-        Actor, AdminChange, AdminError, AdminView, Begun, Caller, Credentials, Duty, EventFilter,
-        IdempotentRequest, LoginError, LogoutReason, NewAdmin, OneTimePassword, OwnError, Repeated, RoleView,
-        SessionRefused, WhichAdmin,
+        Actor, AdminChange, AdminError, AdminSessionPlace, AdminView, Begun, Caller, Credentials, Duty,
+        EventFilter, IdempotentRequest, LoginError, LogoutReason, NewAdmin, OneTimePassword, OwnError,
+        Repeated, RoleView, SessionRefused, WhichAdmin,
     },
 };
 
@@ -39,7 +39,7 @@ fn roles(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|&name| name.to_owned()).collect()
 }
 
-async fn account(kit: &Kit, name: &str, role: &str) -> AdminView {
+pub(super) async fn account(kit: &Kit, name: &str, role: &str) -> AdminView {
     kit.store.ensure_roles(at(0)).await.unwrap();
     let password = OneTimePassword { text: secret(FIRST), until: at(3600) };
     let new = NewAdmin {
@@ -61,7 +61,7 @@ async fn sign_in(kit: &Kit, given: &Credentials, now: Timestamp) -> Result<Begun
 }
 
 /// Signs in for the first time, changes the password and sets up one-time codes. Returns the secret and recovery codes.
-async fn settle(kit: &Kit, name: &str) -> (Begun, horizon_model::Secret, Vec<Zeroizing<String>>) {
+pub(super) async fn settle(kit: &Kit, name: &str) -> (Begun, horizon_model::Secret, Vec<Zeroizing<String>>) {
     let first = sign_in(kit, &credentials(name, FIRST, None), at(1)).await.unwrap();
     assert_eq!(first.who.duties, [Duty::ChangePassword, Duty::EnrolTotp]);
     let place = (&caller(), &policy());
@@ -164,6 +164,27 @@ async fn guessing_locks_an_account_and_tells_nothing() {
     kit.store.change_admin(&which, &AdminChange::Unlock, None, &root(), at(920)).await.unwrap();
     sign_in(&kit, &right, at(921)).await.unwrap();
     assert_eq!(seen().await.status, "active");
+}
+
+async fn a_stolen_session_guesses_no_password() {
+    let kit = Kit::new().await;
+    account(&kit, "ann", "admin").await;
+    let (begun, ..) = settle(&kit, "ann").await;
+    let guess = async |text: &str, time| {
+        let (place, new) = ((&caller(), &policy()), secret("another long phrase"));
+        kit.store.change_own_password(&begun.who, &secret(text), &new, place, at(time)).await
+    };
+    for attempt in 0..5 {
+        let refused = guess("not the password", 100 + attempt).await;
+        assert!(matches!(refused, Err(OwnError::Refused)), "{refused:?}");
+    }
+    // From then on the right one is as good as a wrong one, and no try counts.
+    for _ in 0..3 {
+        assert!(matches!(guess(SECOND, 105).await, Err(OwnError::Refused)));
+    }
+    let account = kit.store.admin(begun.who.admin).await.unwrap().unwrap();
+    assert_eq!((account.status.as_str(), account.locked_until), ("locked", Some(at(104 + 900))));
+    guess(SECOND, 104 + 900).await.unwrap();
 }
 
 async fn suspended_is_not_locked() {
@@ -274,7 +295,7 @@ async fn sessions_end_in_every_way() {
     let begun = login(30).await;
     let moved = Caller::new("198.51.100.1".parse().unwrap(), "test/1", Some("SE".into()));
     assert!(kit.store.signed_in(begun.who.session, &moved, &policy(), at(31)).await.is_ok());
-    let listed = kit.store.list_admin_sessions(Some(ann.id), &policy(), at(31), 10).await.unwrap();
+    let listed = kit.store.list_admin_sessions(Some(ann.id), None, &policy(), at(31), 10).await.unwrap();
     assert_eq!(listed.iter().map(|view| view.id).collect::<Vec<_>>(), [begun.who.session]);
 }
 
@@ -286,7 +307,7 @@ async fn a_refresh_token_is_used_once() {
         kit.store.renew_admin_session(begun.who.session, secret, &caller(), &policy(), at(time)).await
     };
     let wrong = renew(&horizon_model::Secret::new([1; 32]), 1).await;
-    assert!(matches!(wrong, Err(SessionRefused::Ended)));
+    assert!(matches!(wrong, Err(SessionRefused::Wrong)));
     let second = renew(&begun.secret, 2).await.unwrap();
     assert_eq!(second.who.session, begun.who.session);
     let third = renew(&second.secret, 3).await.unwrap();
@@ -411,9 +432,55 @@ async fn upkeep_forgets_what_is_over() {
     assert!(done.deleted >= 2, "the session and the key of tokens: {done:?}");
 }
 
+async fn what_holds_for_accounts_holds_at_once_for_sessions_that_were_begun_before() {
+    let kit = Kit::new().await;
+    let ann = account(&kit, "ann", "admin").await;
+    let begun = sign_in(&kit, &credentials("ann", FIRST, None), at(0)).await.unwrap();
+    let seconds = std::time::Duration::from_secs;
+    let under = async |policy: AccountPolicy, time| {
+        kit.store.signed_in(begun.who.session, &caller(), &policy, at(time)).await
+    };
+    assert!(under(policy(), 100).await.is_ok());
+    let shorter = AccountPolicy { absolute: seconds(90), ..policy() };
+    assert!(matches!(under(shorter, 100).await, Err(SessionRefused::Ended)));
+    let restless = AccountPolicy { idle: seconds(10), ..policy() };
+    assert!(matches!(under(restless, 200).await, Err(SessionRefused::Ended)));
+    for (held, listed) in [(policy(), 1), (shorter, 0), (restless, 0)] {
+        let found = kit.store.list_admin_sessions(Some(ann.id), None, &held, at(200), 10).await.unwrap();
+        assert_eq!(found.len(), listed);
+    }
+    // Nobody is asked for codes where none are required, and everybody is again where they are.
+    let lenient = AccountPolicy { require_totp: false, ..policy() };
+    assert_eq!(under(lenient, 210).await.unwrap().duties, [Duty::ChangePassword]);
+    assert_eq!(under(policy(), 210).await.unwrap().duties, [Duty::ChangePassword, Duty::EnrolTotp]);
+    // So many sessions at most: the one that was used longest ago ends for another.
+    let few = AccountPolicy { sessions: 2, ..policy() };
+    let mut open = vec![begun.who.session];
+    for time in [300, 301] {
+        let given = credentials("ann", FIRST, None);
+        open.push(kit.store.sign_in(&given, &caller(), &few, at(time)).await.unwrap().who.session);
+    }
+    let first = kit.store.list_admin_sessions(None, None, &few, at(302), 1).await.unwrap();
+    let place = AdminSessionPlace { login: first[0].login_at.as_millisecond(), session: first[0].id };
+    let second = kit.store.list_admin_sessions(None, Some(place), &few, at(302), 5).await.unwrap();
+    let listed: Vec<_> = first.iter().chain(&second).map(|view| view.id).collect();
+    assert_eq!(listed, [open[2], open[1]], "page by page, the newest first");
+    assert_eq!(place.to_string().parse(), Ok(place));
+    assert!("".parse::<AdminSessionPlace>().is_err() && "1 x".parse::<AdminSessionPlace>().is_err());
+    // One wrong password locks, where one does.
+    let strict = AccountPolicy { threshold: 1, lockout: seconds(60), ..policy() };
+    let wrong = credentials("ann", "not the password", None);
+    assert!(kit.store.sign_in(&wrong, &caller(), &strict, at(310)).await.is_err());
+    let right = credentials("ann", FIRST, None);
+    assert!(kit.store.sign_in(&right, &caller(), &strict, at(369)).await.is_err());
+    assert!(kit.store.sign_in(&right, &caller(), &strict, at(371)).await.is_ok());
+}
+
 conformance!(
+    what_holds_for_accounts_holds_at_once_for_sessions_that_were_begun_before,
     an_account_is_settled_before_it_is_used,
     guessing_locks_an_account_and_tells_nothing,
+    a_stolen_session_guesses_no_password,
     suspended_is_not_locked,
     somebody_can_always_manage_accounts,
     sessions_end_in_every_way,

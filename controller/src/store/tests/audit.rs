@@ -191,6 +191,37 @@ async fn every_kind_of_tampering_is_found_where_it_was_done() {
     assert_eq!((kinds(&report), report.findings[0].row), (vec!["inserted"], Some(2)));
 }
 
+/// A forged last link that lets go of everything, as if it were made when all of it is old.
+async fn a_link_of_the_future_hides_no_deletion() {
+    let (sealed, witnesses) = sealed().await;
+    let head = sealed.kit.store.audit_head().await.unwrap();
+    let time = at(400 * 24 * 3600).as_millisecond();
+    let mut link = audit::Link::over(head.link + 1, head.digest, time / 2_592_000_000, time, &[]);
+    link.dropped = at(100_000).as_millisecond() / 2_592_000_000 + 1;
+    let hex = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);
+    let blob = |bytes: &[u8]| match &sealed.kit.place {
+        Place::Sqlite(_) => format!("x'{}'", hex(bytes)),
+        Place::Postgres(_) => format!("'\\x{}'::bytea", hex(bytes)),
+    };
+    let forged = format!(
+        "INSERT INTO audit_links (link, previous, digest, row_ranges, rows_digest, row_marks, month, dropped, sealed_date, \
+         last_row, row_total, gaps) VALUES ({}, {}, {}, '[]', {}, {}, {}, {}, {time}, {}, {}, '[]')",
+        link.number,
+        blob(&link.previous),
+        blob(&link.digest()),
+        blob(&link.rows),
+        blob(&[]),
+        link.month,
+        link.dropped,
+        head.last_row,
+        head.rows,
+    );
+    sealed.tamper(&[&forged, "DELETE FROM audit_logs"]).await;
+    let report = sealed.verify(&witnesses).await;
+    assert_eq!(kinds(&report), ["broken"], "{:?}", report.findings);
+    assert!(report.findings[0].message.contains("in the future"), "{:?}", report.findings);
+}
+
 async fn a_chain_that_was_computed_anew_is_found_by_its_witnesses() {
     let (sealed, witnesses) = sealed().await;
     // Whoever has the database and the key that signs states writes another history, with links and checkpoints to it.
@@ -292,6 +323,7 @@ async fn verification_is_fast() {
 conformance!(
     an_intact_trail_passes,
     every_kind_of_tampering_is_found_where_it_was_done,
+    a_link_of_the_future_hides_no_deletion,
     a_chain_that_was_computed_anew_is_found_by_its_witnesses,
     a_row_that_comes_late_is_sealed_too,
     what_is_let_go_in_its_time_is_recorded,

@@ -307,6 +307,11 @@ async fn tasks_are_due_once_and_tried_again() {
     assert!(!kit.store.finish_task(&TASK, epoch, Ok("fine".into()), at(680)).await.unwrap());
     let task = kit.store.list_tasks().await.unwrap().remove(0);
     assert_eq!((task.last_output.as_deref(), task.last_run), (Some("fine"), Some(at(679))));
+    // It waits no longer than it ever does when the clock was early by a year, and is set back.
+    let year = 365 * 24 * 3600;
+    assert!(kit.store.begin_task(&TASK, epoch, at(year)).await.unwrap());
+    assert!(kit.store.begin_task(&TASK, epoch, at(700)).await.unwrap());
+    assert!(!kit.store.begin_task(&TASK, epoch, at(701)).await.unwrap());
     leader(&kit).await;
     assert!(matches!(kit.store.begin_task(&TASK, epoch, at(9999)).await, Err(StoreError::Fenced)));
 }

@@ -1,13 +1,16 @@
 //! What becomes of devices: blocked, doubted, forgotten, renamed; on another machine; and what they share and report.
 
-use horizon_controller_core::{Denial, DeviceStanding, Difference, GrantFacts, grant};
+use horizon_controller_core::{
+    Denial, DeviceStanding, Difference, GrantFacts, grant,
+    live_check::{Answers, Said},
+};
 use horizon_crds::FingerprintChange;
 use horizon_model::{DeviceId, KeyId, PublicKey, SessionUsage, TaggedSecret};
 
 use super::kit::{Kit, at, conformance, device_info};
 use crate::store::{
-    ClientReport, DeviceRecord, EnrolError, EventFilter, NewSession, SessionError, SessionOutcome,
-    SessionRow, WrappedKey,
+    ClientReport, DeviceRecord, EndReason, EndedBy, EnrolError, EventFilter, NewSession, SessionError,
+    SessionOutcome, SessionRow, SessionStatus, WrappedKey,
 };
 
 struct Scene {
@@ -231,6 +234,48 @@ async fn ends_that_count_differently_raise_one_event() {
     assert_eq!(scene.kit.store.silent_sessions(at(18)).await.unwrap()[0].id, session.id);
 }
 
+async fn what_both_ends_say_of_a_session_is_known_since_they_were_asked() {
+    let scene = Scene::new().await;
+    scene.enrol(1, "a").await.unwrap();
+    let device = scene.record(1).await.unwrap();
+    let session = scene.active(&device).await;
+    let (store, server) = (&scene.kit.store, scene.kit.server().await);
+    let lease = scene.kit.lease(server).await;
+    let said = async |since: i64| {
+        let both = store.said_since(session.id, at(since)).await.unwrap().unwrap();
+        assert_eq!(both.device, device.id);
+        (both.appliance, both.device_said, both.device_reports)
+    };
+    assert_eq!(said(0).await, (Said::Nothing, Said::Nothing, false));
+    let report = ClientReport { session: session.id, sent: 0, received: 0 };
+    store.note_client_report(device.id, &report, at(10)).await.unwrap();
+    for (connected, time) in [(true, 11), (false, 13)] {
+        let usage = SessionUsage {
+            session: session.id,
+            connected,
+            remote: None,
+            bytes_sent: 0,
+            bytes_received: 0,
+            rtt_micros: 0,
+        };
+        store.note_usage(server, lease, &[usage], at(time)).await.unwrap();
+        let expected = if connected { Said::Connected } else { Said::Not };
+        assert_eq!(said(10).await, (expected, Said::Connected, true));
+        assert_eq!(said(time + 1).await, (Said::Nothing, Said::Nothing, true));
+    }
+    // The newest word holds; that of another device is none.
+    store.note_client_absent(DeviceId(uuid::Uuid::from_u128(9)), session.id, at(20)).await.unwrap();
+    assert_eq!(said(10).await.1, Said::Connected);
+    store.note_client_absent(device.id, session.id, at(20)).await.unwrap();
+    assert_eq!((said(10).await.1, said(20).await.1, said(21).await.1), (Said::Not, Said::Not, Said::Nothing));
+    store.note_client_report(device.id, &report, at(30)).await.unwrap();
+    assert_eq!(said(10).await.1, Said::Connected);
+    store.note_look(session.id, Answers::Agree, at(31)).await.unwrap();
+    let over = EndReason { status: SessionStatus::Terminated, by: EndedBy::Admin, reason: "a test".into() };
+    store.end_session(session.id, &over, at(40)).await.unwrap().unwrap();
+    assert_eq!(store.said_since(session.id, at(0)).await.unwrap(), None);
+}
+
 async fn settings_go_forward_and_only_between_the_devices_of_their_user() {
     let scene = Scene::new().await;
     let first = scene.enrol(1, "a").await.unwrap();
@@ -252,6 +297,11 @@ async fn settings_go_forward_and_only_between_the_devices_of_their_user() {
     // A device that is forgotten is nobody to wrap for.
     scene.decide("gone", second, "forget").await;
     assert_eq!(store.user_settings(user, first).await.unwrap().devices.len(), 1);
+    // Nor does it write any more, over a connection that it still has: the others would believe it.
+    assert!(!store.put_user_settings(user, second, 2, b"three", &[key(first, 9)], at(6)).await.unwrap());
+    store.wrap_settings_keys(user, second, &[key(first, 9)], at(6)).await.unwrap();
+    let seen = store.user_settings(user, first).await.unwrap();
+    assert_eq!((seen.version, seen.key), (2, Some(key(first, 1))));
 }
 
 conformance!(
@@ -262,5 +312,6 @@ conformance!(
     a_device_that_became_suspicious_meanwhile_is_seen_in_the_transaction,
     a_given_name_outlives_what_the_device_calls_itself,
     ends_that_count_differently_raise_one_event,
+    what_both_ends_say_of_a_session_is_known_since_they_were_asked,
     settings_go_forward_and_only_between_the_devices_of_their_user,
 );

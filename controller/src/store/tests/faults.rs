@@ -14,7 +14,7 @@ use horizon_model::{Incarnation, PublicKey, Secret, ServerId};
 use horizon_services::{Postgres, PostgresOptions as Server};
 
 use super::{
-    kit::{BASICS, Kit, at, envelope, puts, request},
+    kit::{BASICS, Kit, at, attach, envelope, puts, request},
     place::{ENGINE, On, Place, migrate, server},
 };
 use crate::{
@@ -30,6 +30,7 @@ async fn own(options: Server) -> (Arc<Postgres>, PostgresOptions, Store) {
     let server = Arc::new(Postgres::start(&options).unwrap());
     server.role("horizon_run", "").unwrap();
     server.role("horizon_reader", "").unwrap();
+    server.role("horizon_backup", "").unwrap();
     let database = server.fresh_database().unwrap();
     migrate(PostgresOptions::parse(&server.admin_url(&database)).unwrap());
     let options = PostgresOptions::parse(&server.role_url("horizon_run", &database)).unwrap();
@@ -84,7 +85,7 @@ async fn a_killed_server_loses_nothing_that_was_acknowledged() {
         load.spawn(async move {
             let replica = ReplicaId(uuid::Uuid::from_u128(1));
             let run = Incarnation(uuid::Uuid::from_u128(1));
-            let lease = store.take_channel(id, replica, run, None, at(1)).await.unwrap().unwrap();
+            let lease = attach(&store, id, replica, run, None, at(1)).await.unwrap().lease;
             let (mut acknowledged, mut events, mut counter) = (0, Vec::new(), 0);
             while !stop.load(Ordering::Relaxed) {
                 counter += 1;

@@ -65,6 +65,17 @@ async fn refresh(kit: &Kit, rotation: &KeySetRotation) -> Option<KeySetRotation>
     open.into_iter().find(|other| other.id == rotation.id)
 }
 
+/// Has a KeySet bring in a key. Returns its private half.
+pub(super) async fn bring_in(kit: &Kit) -> horizon_model::Secret {
+    let epoch = kit.store.take_leadership(REPLICA, "one", at(0)).await.unwrap();
+    let first = first_keys();
+    keys::follow(&kit.store, &first, at(0)).await.unwrap();
+    let rotation = begin(kit, KeyClass::Tls, RotationType::Scheduled, epoch).await.unwrap();
+    assert!(step(kit, &first, &rotation, Step::Publish, epoch).await.unwrap());
+    let rows = kit.store.keysets_after(0).await.unwrap();
+    rows.into_iter().find_map(|row| row.key).unwrap().1
+}
+
 async fn a_replica_that_was_away_takes_the_keys_from_the_database() {
     let kit = Kit::new().await;
     let epoch = kit.store.take_leadership(REPLICA, "one", at(0)).await.unwrap();

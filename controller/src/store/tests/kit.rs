@@ -14,8 +14,8 @@ use crate::{
     metrics::Metrics,
     store::{
         Actor, Answered, AppliedState, Assigned, AttachedServer, Attachment, ChallengeId, ChallengeType,
-        Change, ChannelLease, Committed, EnvelopeKey, Guard, Observation, RegisterRequest, RegisteredServer,
-        ReplicaId, Store,
+        Change, ChannelLease, Committed, EnvelopeKey, Guard, LeaderEpoch, Observation, RegisterRequest,
+        RegisteredServer, ReplicaId, Store, dialect::query, row::Columns as _,
     },
 };
 
@@ -183,36 +183,15 @@ impl Kit {
 
     /// Takes the channel of a server, from whoever has it.
     pub(crate) async fn lease(&self, server: ServerId) -> ChannelLease {
-        let holder = self.store.channel_of(server).await.unwrap().map(|holder| holder.lease);
-        self.store
-            .take_channel(server, REPLICA, Incarnation(Uuid::from_u128(7)), holder, at(0))
-            .await
-            .unwrap()
-            .expect("nobody else takes it")
+        self.attach(server).await.lease
     }
 
     /// Has the appliance of a server attach, in the place of whoever has its channel.
     pub(crate) async fn attach(&self, server: ServerId) -> AttachedServer {
         let holder = self.store.channel_of(server).await.unwrap().map(|holder| holder.lease);
-        let record = self.store.server(server).await.unwrap().unwrap();
-        let attachment = Attachment {
-            server,
-            replica: REPLICA,
-            incarnation: Incarnation(Uuid::from_u128(7)),
-            expected: holder,
-            key: record.public_key.unwrap(),
-            address: "203.0.113.4".parse().unwrap(),
-            version: "0.2.0".into(),
-            capabilities: record.capabilities,
-            held: AppliedState {
-                epoch: 1,
-                generation: record.applied_generation,
-                digest: record.applied_digest,
-                problems: record.problems,
-                addresses: record.addresses,
-            },
-        };
-        self.store.attach(&attachment, at(0)).await.unwrap().expect("nobody else takes it")
+        let run = Incarnation(Uuid::from_u128(7));
+        let attached = attach(&self.store, server, REPLICA, run, holder, at(0)).await;
+        attached.expect("nobody else takes it")
     }
 
     /// Has the appliance answer a challenge.
@@ -243,6 +222,46 @@ impl Kit {
         let issued = self.store.issue_personal_secret(key, at(0)).await.unwrap();
         (key, issued.secret)
     }
+}
+
+/// Has the appliance of a server attach to a replica: in the place of whose hold is `expected`, or of nobody.
+pub(crate) async fn attach(
+    store: &Store,
+    server: ServerId,
+    replica: ReplicaId,
+    incarnation: Incarnation,
+    expected: Option<ChannelLease>,
+    now: Timestamp,
+) -> Option<AttachedServer> {
+    // One that does not exist has no appliance either.
+    let record = store.server(server).await.unwrap()?;
+    let attachment = Attachment {
+        server,
+        replica,
+        incarnation,
+        expected,
+        key: record.public_key.unwrap(),
+        address: "203.0.113.4".parse().unwrap(),
+        version: "0.2.0".into(),
+        capabilities: record.capabilities,
+        held: AppliedState {
+            epoch: 1,
+            generation: record.applied_generation,
+            digest: record.applied_digest,
+            problems: record.problems,
+            addresses: record.addresses,
+        },
+    };
+    store.attach(&attachment, now).await.unwrap()
+}
+
+/// The epoch in force, and the name of who leads.
+pub(crate) async fn who_leads(store: &Store) -> (LeaderEpoch, Option<String>) {
+    let row = query("SELECT epoch, replica_name FROM leadership WHERE singleton = 1")
+        .fetch_one(store.readers())
+        .await
+        .unwrap();
+    (LeaderEpoch(row.int("epoch").unwrap()), row.maybe_text("replica_name").unwrap())
 }
 
 /// What an appliance reports of itself, weighed as by default.

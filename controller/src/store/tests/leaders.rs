@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::kit::{BASICS, Kit, REPLICA, at, conformance, puts, removal};
+use super::kit::{BASICS, Kit, REPLICA, at, conformance, puts, removal, who_leads};
 use crate::store::{
     Actor, CommitError, Guard, LeaderEpoch, LeaseOutcome, ReplicaId, ReplicaInfo, Revision, Store,
     StoreError, dialect::query,
@@ -76,7 +76,7 @@ async fn whoever_was_followed_as_leader_writes_nothing() {
     kit.store.put_statuses(&status, at(0), Some(first)).await.unwrap();
     let second = other.take_leadership(replica(2), "b", at(1)).await.unwrap();
     assert!(second > first);
-    assert_eq!(kit.store.leader().await.unwrap(), (second, Some("b".to_owned())));
+    assert_eq!(who_leads(&kit.store).await, (second, Some("b".to_owned())));
     let before = kit.store.list_audit(1000).await.unwrap().len();
     assert!(matches!(commit(&kit.store, &user("b"), leader(first)).await, Err(CommitError::Fenced)));
     let fenced = kit.store.put_statuses(&[(user_uid, json!({}))], at(2), Some(first)).await;

@@ -7,7 +7,7 @@ use horizon_wire::proto::Metrics;
 use super::kit::{Kit, REPLICA, at, conformance, device_info, factors, reported, request};
 use crate::store::{
     Answered, Beat, ChallengeId, ChallengeType, Heartbeats, IdentityOutcome, IssueError, Observation,
-    RegisterError, RegisterRequest, ReplicaId, ServerRecord, StoreError,
+    RegisterError, RegisterRequest, ReplicaId, ServerRecord, StoreError, dialect::query,
 };
 
 const KEY: PublicKey = PublicKey([5; 32]);
@@ -113,7 +113,18 @@ async fn a_token_binds_to_the_first_key_and_answers_it_again() {
     assert_eq!((facts.used_at, facts.used_by), (Some(at(1)), Some(KEY)));
     // Revoking the key afterwards does not concern the appliance.
     kit.remove("RegistrationKey", "berlin-1").await;
-    assert!(kit.store.register_server(&request(secret, KEY), at(4)).await.is_ok());
+    assert!(kit.store.register_server(&request(secret.clone(), KEY), at(4)).await.is_ok());
+    // Whoever has the token and the key of one that has been heard is given its secret, and that is told.
+    let told = async || {
+        let events = kit.store.list_security_events(&Default::default()).await.unwrap();
+        events.iter().filter(|event| event.kind == "registration_repeated").count()
+    };
+    assert_eq!(told().await, 0);
+    let mut tx = kit.store.begin().await.unwrap();
+    query("UPDATE servers SET last_heartbeat = $1").bind(1_i64).execute(&mut *tx).await.unwrap();
+    tx.commit().await.unwrap();
+    kit.store.register_server(&request(secret, KEY), at(5)).await.unwrap();
+    assert_eq!(told().await, 1);
 }
 
 async fn of_a_hundred_at_once_one_wins() {

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     metrics::Metrics,
     store::{
-        Database, PostgresOptions, Retention, Store, StoreError, dialect::query, migrate::MIGRATIONS,
+        Database, PostgresOptions, Retention, Snapshot, Store, StoreError, dialect::query, migrate::MIGRATIONS,
         row::Columns as _,
     },
 };
@@ -142,6 +142,46 @@ async fn reports_see_the_rows_of_their_namespaces_and_no_secret() {
                 &format!("drop owned by {report}, {stranger}; drop role {report}, {stranger}"),
             )
             .unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn whoever_makes_backups_reads_everything_and_changes_nothing() {
+    on_postgres(async {
+        let kit = Kit::with_basics().await;
+        kit.register(PublicKey([1; 32])).await;
+        let role = format!("nightly_{}", name(&kit));
+        server().role(&role, "in role horizon_backup").unwrap();
+        let options = PostgresOptions::parse(&server().role_url(&role, name(&kit))).unwrap();
+        let mut snapshot = Snapshot::take(options.clone()).await.unwrap();
+        let mut rows = 0;
+        for shape in snapshot.tables().to_vec() {
+            snapshot.rows(&shape, |_| Ok::<_, StoreError>(rows += 1)).await.unwrap();
+        }
+        snapshot.close().await;
+        let mut all = Snapshot::take(kit.place.owned()).await.unwrap();
+        let mut expected = 0;
+        for shape in all.tables().to_vec() {
+            all.rows(&shape, |_| Ok::<_, StoreError>(expected += 1)).await.unwrap();
+        }
+        all.close().await;
+        assert_eq!(rows, expected, "the policies of rows hide none");
+        let pool = sqlx::PgPool::connect(&server().role_url(&role, name(&kit))).await.unwrap();
+        for sql in [
+            "UPDATE servers SET name = 'x'",
+            "DELETE FROM resources",
+            "INSERT INTO counters (name, value) VALUES ('x', 1)",
+            "SELECT horizon_make_partitions()",
+            "SELECT horizon_forget_sessions(0, 1)",
+            "CREATE TABLE mine (a BIGINT)",
+        ] {
+            let error = sqlx::query(sql).execute(&pool).await.unwrap_err();
+            let code = error.as_database_error().and_then(|e| e.code().map(std::borrow::Cow::into_owned));
+            assert_eq!(code.as_deref(), Some("42501"), "{sql}: {error}");
+        }
+        pool.close().await;
+        server().psql_in(name(&kit), &format!("drop owned by {role}; drop role {role}")).unwrap();
     })
     .await;
 }

@@ -43,7 +43,7 @@ impl Phone {
 
     /// Takes what waits for it.
     async fn take(&self, store: &Store, now: i64) -> Option<(KeyId, TaggedSecret)> {
-        let (version, sealed, _) = store.delivery_for(self.id, at(now)).await.unwrap()?;
+        let (version, sealed, _) = store.delivery_for(self.id, false, at(now)).await.unwrap()?;
         let place = handing::place(self.id, version);
         let secret = self.wrapping.open(handing::KEY_INFO, &place, &sealed).unwrap();
         Some((version, TaggedSecret::from_slice(&secret).unwrap()))
@@ -114,7 +114,7 @@ async fn both_keys_work_until_every_device_has_the_new_one() {
     for phone in [&a, &b] {
         assert_eq!(phone.standing(&kit.store, 17).await, DeviceStanding::Good, "no device notices");
     }
-    let history = kit.store.list_rotations(Some(&key.to_string()), 10).await.unwrap();
+    let history = kit.store.list_rotations(RotationTarget::PersonalKeys, &key.to_string(), 10).await.unwrap();
     assert_eq!(history.len(), 1);
     assert_eq!((history[0].kind.as_str(), history[0].completed_at), ("scheduled", Some(at(16))));
     assert_eq!(history[0].new, Some(version.to_string()));
@@ -143,7 +143,7 @@ async fn an_old_key_never_outlives_its_overlap() {
     assert_eq!(version, begun.version);
     assert_eq!(phone.confirm(&kit.store, version, &new, 201).await, Confirmed::Now { key, ended: false });
     enrols(&kit.store, version, &new, 23, 202).await.unwrap();
-    let history = kit.store.list_rotations(None, 10).await.unwrap();
+    let history = kit.store.list_rotations(RotationTarget::PersonalKeys, &key.to_string(), 10).await.unwrap();
     assert_eq!((history[0].completed_at, history[0].unconfirmed), (Some(at(110)), 1));
 }
 
@@ -154,7 +154,7 @@ async fn confirmations_are_of_one_device_and_count_once() {
     let begun = kit.store.rotate_personal_key(key, &wish(100), None, at(10)).await.unwrap();
     let (version, new) = a.take(&kit.store, 11).await.unwrap();
     // Another's sealed key is of no use, and neither is its proof.
-    let (_, sealed, _) = kit.store.delivery_for(b.id, at(11)).await.unwrap().unwrap();
+    let (_, sealed, _) = kit.store.delivery_for(b.id, false, at(11)).await.unwrap().unwrap();
     assert!(a.wrapping.open(handing::KEY_INFO, &handing::place(b.id, version), &sealed).is_none());
     let proof = handing::proof(&new, a.id, version);
     assert_eq!(kit.store.confirm_key(b.id, version, &proof, at(12)).await.unwrap(), Confirmed::Refused);
@@ -188,6 +188,30 @@ async fn a_device_that_was_blocked_in_between_gets_nothing() {
     assert_eq!(b.confirm(&kit.store, version, &new, 12).await, Confirmed::Refused);
     // And nobody waits for it.
     assert_eq!(a.confirm(&kit.store, version, &new, 13).await, Confirmed::Now { key, ended: true });
+}
+
+/// Who copied a device's key has no session, and is not given the key by which they would have one.
+async fn a_doubted_device_gets_no_new_key_until_it_is_allowed() {
+    let kit = Kit::with_basics().await;
+    let (key, old) = kit.personal_key().await;
+    let (a, b) = (Phone::enrol(&kit, 1, key, &old).await, Phone::enrol(&kit, 2, key, &old).await);
+    kit.store.rotate_personal_key(key, &wish(100), None, at(10)).await.unwrap();
+    let decide = async |name: &str, decision: &str| {
+        kit.put(&format!(
+            "apiVersion = 'horizon.dev/v1alpha1'\nkind = 'DeviceDecision'\nmetadata.name = '{name}'\n[spec]\n\
+             reason = 'a test'\ndecision = '{decision}'\ndevice = '{}'\n",
+            b.id
+        ))
+        .await
+    };
+    decide("doubt", "suspect").await;
+    assert!(a.take(&kit.store, 11).await.is_some());
+    assert!(b.take(&kit.store, 11).await.is_none());
+    // Unless the policy lets such devices connect as well.
+    assert!(kit.store.delivery_for(b.id, true, at(11)).await.unwrap().is_some());
+    decide("fine", "allow").await;
+    let (version, new) = b.take(&kit.store, 12).await.unwrap();
+    assert!(matches!(b.confirm(&kit.store, version, &new, 12).await, Confirmed::Now { .. }));
 }
 
 async fn a_key_that_is_replaced_is_dead_at_once() {
@@ -378,6 +402,27 @@ async fn a_hand_over_needs_string_and_code() {
     enrols(store, version, &secret, 9, 13).await.unwrap();
 }
 
+/// Whoever intercepted a hand-over does not get the key that takes the place of the compromised one.
+async fn a_hand_over_of_before_gives_no_key_that_replaced_another() {
+    let kit = Kit::with_basics().await;
+    let key = KeyId(kit.uid("PersonalKey", "ana-1").await);
+    let actor = Actor::Admin("eve".into());
+    let made = kit.store.hand_over(key, SignedDuration::from_hours(24), &actor, at(0)).await.unwrap();
+    let hand = Hand { kit, key };
+    let store = &hand.kit.store;
+    let (version, stolen) = hand.claim(made.id, &made.secret, &made.code, 1, 1).await.unwrap();
+    enrols(store, version, &stolen, 1, 2).await.unwrap();
+    hand.kit.put(&rotation("compromised", "now")).await;
+    // Not the device that it was claimed by, and nobody else.
+    for device in [1, 2] {
+        let again = hand.claim(made.id, &made.secret, &made.code, device, 3).await;
+        assert!(matches!(again, Err(ClaimError::Ended)), "{again:?}");
+    }
+    let issued = store.issue_personal_secret(key, at(4)).await.unwrap();
+    assert!(matches!(enrols(store, version, &stolen, 3, 5).await, Err(EnrolError::KeyReplaced(_))));
+    enrols(store, issued.key, &issued.secret, 3, 5).await.unwrap();
+}
+
 async fn guesses_of_a_code_are_bounded_however_many_come_at_once() {
     let kit = Kit::with_basics().await;
     let key = KeyId(kit.uid("PersonalKey", "ana-1").await);
@@ -456,11 +501,13 @@ conformance!(
     an_old_key_never_outlives_its_overlap,
     confirmations_are_of_one_device_and_count_once,
     a_device_that_was_blocked_in_between_gets_nothing,
+    a_doubted_device_gets_no_new_key_until_it_is_allowed,
     a_key_that_is_replaced_is_dead_at_once,
     a_key_that_nobody_can_take_is_not_rotated,
     stolen_database_rows_give_no_key,
     a_revoked_key_racing_a_connect_leaves_no_session,
     a_hand_over_needs_string_and_code,
+    a_hand_over_of_before_gives_no_key_that_replaced_another,
     guesses_of_a_code_are_bounded_however_many_come_at_once,
     the_end_of_a_key_is_warned_of_once_per_span,
     policies_and_runs_show_what_became_of_them,

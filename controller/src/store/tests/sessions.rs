@@ -4,10 +4,11 @@ use std::net::IpAddr;
 
 use horizon_controller_core::{Denial, Grant, GrantFacts, grant};
 use horizon_model::{NetworkId, PublicKey, ServerId, SessionUsage};
+use jiff::SignedDuration;
 
 use super::kit::{Kit, at, conformance, device_info};
 use crate::store::{
-    ChannelLease, DeviceRecord, EndReason, EndedBy, NewSession, SessionError, SessionOutcome, SessionRow,
+    ChannelLease, DeviceRecord, EndReason, EndedBy, NewSession, Retention, SessionError, SessionOutcome, SessionRow,
     SessionStatus, dialect::query,
 };
 
@@ -69,7 +70,7 @@ impl Scene {
         self.ask_with(device, &self.grant().await, now).await
     }
 
-    async fn granted(&self, device: &DeviceRecord, now: i64) -> SessionRow {
+    pub(super) async fn granted(&self, device: &DeviceRecord, now: i64) -> SessionRow {
         match self.ask(device, now).await.unwrap() {
             SessionOutcome::Requested { session, .. } => *session,
             other => panic!("expected a session, got {other:?}"),
@@ -250,7 +251,43 @@ async fn servers_and_ranges_can_be_full() {
     assert_eq!(kit.store.addresses_in_use(NetworkId(1)).await.unwrap(), 0);
 }
 
+async fn addresses_are_forgotten_and_ended_sessions_go_in_their_time() {
+    let scene = Scene::new().await;
+    let store = &scene.kit.store;
+    let first = scene.granted(&scene.laptop, 1).await;
+    scene.end(&first).await;
+    let living = scene.granted(&scene.laptop, 91).await;
+    for sql in [
+        "UPDATE connections SET connection_start = 1000, connection_end = 2000 WHERE connection_end IS NOT NULL",
+        "UPDATE connections SET connection_start = 1000 WHERE connection_end IS NULL",
+        // More than go in one step.
+        "INSERT INTO security_events (timestamp, event_type, severity, component, source_ip, description, raw_data) \
+         SELECT 2000, 'test', 'low', 'system', '198.51.100.9', 'test', 'null' FROM \
+         (WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2100) SELECT i FROM n) AS many",
+    ] {
+        scene.kit.place.admin(sql).await;
+    }
+    let now = jiff::Timestamp::now();
+    let ever = SignedDuration::from_hours(24 * 365 * 100);
+    let kept = Retention { sessions: ever, events: ever, addresses: ever, ..Retention::default() };
+    let done = store.maintain(now, &kept).await.unwrap();
+    assert_eq!(done.forgotten, 0, "{done:?}");
+    let day = SignedDuration::from_hours(24);
+    let done = store.maintain(now, &Retention { addresses: day, ..kept }).await.unwrap();
+    assert_eq!(done.forgotten, 2101, "{done:?}");
+    let sessions = store.list_sessions(10).await.unwrap();
+    let seen = |id| sessions.iter().find(|s| s.id == id).map(|s| s.client_address.is_some());
+    assert_eq!((seen(first.id), seen(living.id)), (Some(false), Some(true)), "who is connected is somewhere");
+    assert_eq!(store.maintain(now, &Retention { addresses: day, ..kept }).await.unwrap().forgotten, 0);
+
+    let done = store.maintain(now, &Retention { sessions: day, events: day, ..kept }).await.unwrap();
+    assert!(done.deleted >= 2101, "{done:?}");
+    let left: Vec<_> = store.list_sessions(10).await.unwrap().into_iter().map(|s| s.id).collect();
+    assert_eq!(left, [living.id]);
+}
+
 conformance!(
+    addresses_are_forgotten_and_ended_sessions_go_in_their_time,
     a_user_has_one_session_and_a_device_its_addresses,
     the_database_itself_allows_one_access_session,
     sessions_go_through_their_states,

@@ -74,7 +74,7 @@ pub struct FromController {
     pub request: u64,
     #[prost(
         oneof = "from_controller::Message",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 26, 27, 28, 35, 47"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 26, 27, 28, 35, 47, 61"
     )]
     pub message: ::core::option::Option<from_controller::Message>,
 }
@@ -127,6 +127,9 @@ pub mod from_controller {
         Keysets(super::KeySets),
         #[prost(message, tag = "47")]
         UserSettings(super::UserSettings),
+        /// Asks for a Report or a SessionReport at once. Who does not know it reports when it is time.
+        #[prost(message, tag = "61")]
+        CheckSession(super::CheckSession),
     }
 }
 /// Exact bytes under a signature. The context that is signed with them is known from where the envelope stands.
@@ -801,6 +804,8 @@ pub struct Ticket {
     pub mtu: u32,
     #[prost(int64, tag = "13")]
     pub issued: i64,
+    #[prost(enumeration = "Failover", tag = "60")]
+    pub failover: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TicketNetwork {
@@ -835,6 +840,11 @@ pub struct SessionReport {
     pub bytes_sent: u64,
     #[prost(uint64, tag = "4")]
     pub bytes_received: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CheckSession {
+    #[prost(bytes = "vec", tag = "1")]
+    pub session: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetSettings {}
@@ -1199,6 +1209,38 @@ impl KeyNews {
             "KEY_NEWS_EXPIRES" => Some(Self::Expires),
             "KEY_NEWS_ROTATES" => Some(Self::Rotates),
             "KEY_NEWS_ENDED" => Some(Self::Ended),
+            _ => None,
+        }
+    }
+}
+/// Whether a session may move to another server by itself. A client that does not know leaves it to its user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Failover {
+    /// where its user wants it
+    Unspecified = 0,
+    /// always
+    Required = 1,
+    Never = 2,
+}
+impl Failover {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "FAILOVER_UNSPECIFIED",
+            Self::Required => "FAILOVER_REQUIRED",
+            Self::Never => "FAILOVER_NEVER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "FAILOVER_UNSPECIFIED" => Some(Self::Unspecified),
+            "FAILOVER_REQUIRED" => Some(Self::Required),
+            "FAILOVER_NEVER" => Some(Self::Never),
             _ => None,
         }
     }

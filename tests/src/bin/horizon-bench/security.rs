@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use horizon_tests::bench::{Figure, Report, percentile};
+use horizon_tests::fleet::rotation::{RotationOptions, rotate};
 use horizon_tests::fleet::security::{FloodOptions, RevokeOptions, WRONG, flood, one_token, revoke};
 
 use super::{Bench, say};
@@ -17,7 +18,41 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     say("  a flood of wrong keys ...");
     wrong_keys(bench, report)?;
     say("  keys are revoked ...");
-    revoked(bench, report)
+    revoked(bench, report)?;
+    say("  keys of every kind rotate ...");
+    rotated(bench, report)
+}
+
+fn rotated(bench: &Bench, report: &mut Report) -> Result<()> {
+    let options = RotationOptions {
+        simulated: if bench.quick { 50 } else { 1000 },
+        real: if bench.quick { 2 } else { 8 },
+        overlap: Duration::from_secs(if bench.quick { 2 } else { 10 }),
+    };
+    let (simulated, real) = (options.simulated, options.real);
+    for rotated in rotate(&bench.programs, options, LIMIT)? {
+        if let Some(reason) = rotated.broken.first() {
+            bail!("{} of {real} TCP connections broke: {reason}", rotated.broken.len());
+        }
+        let keys = rotated.keys;
+        let title = |what: &str| {
+            format!("{keys} rotate, {simulated} simulated and {real} real appliances with flows: {what}")
+        };
+        let broken = rotated.broken.len() as f64;
+        report.add(Figure::new(title("flows that broke"), "connections", broken, "0", real));
+        let longest = percentile(&rotated.silences, 1.0);
+        report.add(Figure::new(title("longest gap in a flow"), "ms", longest, "no aim", real));
+        let channels = rotated.channels as f64;
+        report.add(Figure::new(title("channels made anew"), "channels", channels, "no aim", simulated));
+        report.add(Figure::new(
+            title("until the last old key was gone"),
+            "s",
+            rotated.time.as_secs_f64(),
+            "no aim",
+            1,
+        ));
+    }
+    Ok(())
 }
 
 fn token(bench: &Bench, report: &mut Report) -> Result<()> {
@@ -46,7 +81,25 @@ fn wrong_keys(bench: &Bench, report: &mut Report) -> Result<()> {
     let at_once = options.at_once;
     let mut add =
         |what: String, unit, value, runs| report.add(Figure::new(what, unit, value, "no aim", runs));
-    add(format!("devices that enrol with a right key, {at_once} at once"), "per s", flood.right, 1);
+    let title = |what: &str| format!("devices that enrol with right keys, {at_once} at once: {what}");
+    add(title("enrolled"), "per s", flood.right, 1);
+    let runs = flood.bystanders_of_right.len();
+    add(
+        title("heartbeats of appliances meanwhile, p50"),
+        "ms",
+        percentile(&flood.bystanders_of_right, 0.5),
+        runs,
+    );
+    add(
+        title("heartbeats of appliances meanwhile, p99"),
+        "ms",
+        percentile(&flood.bystanders_of_right, 0.99),
+        runs,
+    );
+    let [before, most] = flood.memory_of_right;
+    add(title("controller's memory before"), "MB", before, 1);
+    add(title("the most it was"), "MB", most, 1);
+    add(title("controller's processor"), "% of a core", flood.cpu_of_right, 1);
     let title = |what: &str| format!("flood of wrong keys, {WRONG} a second at most: {what}");
     add(title("refused"), "per s", flood.wrong, 1);
     add(title("refused for another reason"), "tries", flood.otherwise as f64, 1);

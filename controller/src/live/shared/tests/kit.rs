@@ -20,7 +20,7 @@ use super::super::{BusKey, Database, DatabaseError, Later, RedisUrl, Seat, Share
 use crate::{
     live::{Hint, Live as _},
     metrics::Metrics,
-    store::{ChannelLease, EnvelopeKey, ReplicaId},
+    store::{ChannelLease, ReplicaId},
 };
 
 /// How long anything may take. Generous: tests share the machine with compilers.
@@ -111,7 +111,7 @@ impl Database for Shelf {
 
 /// What all replicas of tests have.
 pub(super) fn key() -> BusKey {
-    BusKey::of(&EnvelopeKey(Secret::new([42; 32])))
+    BusKey::new(&[Secret::new([42; 32])])
 }
 
 /// A replica.

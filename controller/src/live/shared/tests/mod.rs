@@ -15,7 +15,7 @@ use self::kit::{Replica, Shelf, device, hint, key, server, shared_redis, until};
 use super::{BusKey, Database as _};
 use crate::{
     live::{Counted, Hint, Limit, Live as _, Lockout},
-    store::{EnvelopeKey, Revision},
+    store::Revision,
 };
 
 /// What replicas do together, whatever the bus.
@@ -215,7 +215,7 @@ async fn only_replicas_are_heard() {
         a.hears(by).await;
         b.hears(by).await;
         let text = format!(r#"{{"r":"{}","n":18446744073709551615,"h":[{{"l":["{from}",600000]}}]}}"#, a.id);
-        let other = BusKey::of(&EnvelopeKey(horizon_model::Secret::new([43; 32])));
+        let other = BusKey::new(&[horizon_model::Secret::new([43; 32])]);
         let elsewhere: &[u8] = if by == "redis" { b"database" } else { b"redis" };
         let forged = [
             text.clone(),

@@ -1,6 +1,6 @@
 //! Replicas that have nothing but a Postgres database between them.
 
-use horizon_model::{Incarnation, ServerId};
+use horizon_model::{Incarnation, PublicKey, ServerId};
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -10,7 +10,7 @@ use crate::{
     store::{
         ReplicaId, ReplicaInfo, Revision, Store,
         tests::{
-            kit::Kit,
+            kit::{self, Kit},
             place::{ENGINE, On},
         },
     },
@@ -46,14 +46,14 @@ fn alive(store: Store, replicas: &[&Replica]) -> Alive {
 async fn attach(store: &Store, replica: &Replica, server: ServerId) -> i64 {
     let (run, now) = (Incarnation(Uuid::from_u128(7)), Timestamp::now());
     let holder = store.channel_of(server).await.unwrap().map(|holder| holder.lease);
-    let lease = store.take_channel(server, replica.id, run, holder, now).await.unwrap().unwrap();
+    let lease = kit::attach(store, server, replica.id, run, holder, now).await.unwrap().lease;
     replica.live.server_online(server, run, lease, now);
     lease.0
 }
 
 async fn scenario() {
     let kit = Kit::with_basics().await;
-    let server = kit.server().await;
+    let server = kit.register(PublicKey([5; 32])).await.server;
     let (one, two) = (kit.replica().await, kit.replica().await);
     let (a, b) = (Replica::on(one.clone()), Replica::on(two.clone()));
     a.hears("database").await;

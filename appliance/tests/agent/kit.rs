@@ -1,7 +1,5 @@
 //! A host of the test's own, the real program on it, and a controller that the test plays itself.
 
-#![allow(clippy::unwrap_used, reason = "a failure here is the test's failure")]
-
 use std::{
     future::Future,
     net::{IpAddr, SocketAddr},
@@ -64,7 +62,7 @@ pub(crate) async fn until<F: Future<Output = bool>>(events: &mut Events, what: &
             events.next().await.unwrap();
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), wait)
+    tokio::time::timeout(PATIENCE, wait)
         .await
         .unwrap_or_else(|_| panic!("waited too long for: {what}"));
 }
