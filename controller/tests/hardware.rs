@@ -1,12 +1,14 @@
 //! The envelope key in a hardware security module: SoftHSM, by its PKCS#11 module.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, ChildStderr, Command, Output, Stdio},
-    time::{Duration, Instant},
 };
 
+use horizon_services::until;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -14,8 +16,6 @@ use nix::{
 use serde_json::Value;
 
 const PIN: &str = "4321-secret-pin";
-/// The longest that anything takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An organisation, and a token beside it.
 struct Place {
@@ -194,15 +194,8 @@ impl Controller<'_> {
 
     #[track_caller]
     fn soon(&self, what: &str, check: impl Fn(&Value) -> bool) {
-        let since = Instant::now();
-        loop {
-            let status = self.status();
-            if check(&status) {
-                return;
-            }
-            assert!(since.elapsed() < PATIENCE, "{what}: {status:#}");
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        let holds = until(what, || check(&self.status()).then_some(()));
+        holds.unwrap_or_else(|error| panic!("{error:#}: {:#}", self.status()));
     }
 
     /// Stops it, and gives all that it logged.

@@ -69,6 +69,8 @@ fuzz_target!(|data: &[u8]| {
         && let Some(envelope) = audit::from_line(text)
     {
         assert!(audit::open_checkpoint(&envelope, |_| true).is_err());
-        assert_eq!(audit::from_line(&audit::to_line(&envelope)), Some(envelope));
+        // One with nothing in it has no line.
+        let again = audit::from_line(&audit::to_line(&envelope));
+        assert_eq!(again, Some(envelope).filter(|kept| *kept != proto::Envelope::default()));
     }
 });

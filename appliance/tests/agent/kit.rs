@@ -62,9 +62,7 @@ pub(crate) async fn until<F: Future<Output = bool>>(events: &mut Events, what: &
             events.next().await.unwrap();
         }
     };
-    tokio::time::timeout(PATIENCE, wait)
-        .await
-        .unwrap_or_else(|_| panic!("waited too long for: {what}"));
+    tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("waited too long for: {what}"));
 }
 
 /// Runs a command that must succeed.

@@ -277,7 +277,7 @@ pub(crate) async fn status(State(api): State<Arc<Api>>) -> Answer<Status> {
         troubles: troubles(services),
         keyset: api.strings.keys.now().keyset.version,
         keyset_holders: if_it_answers(answers, api.store.keyset_holders(None)).await,
-        envelope: envelope(if_it_answers(answers, api.store.envelope_state()).await),
+        envelope: envelope(&if_it_answers(answers, api.store.envelope_state()).await),
         rotations: rotations(open, if_it_answers(answers, api.store.envelope_rotation(None)).await),
         replication: api.roll.as_ref().map(|roll| replication(&api, roll)),
     }))
@@ -314,7 +314,7 @@ fn rotations(
 }
 
 /// What seals the secrets of the database, in a line.
-fn envelope(state: EnvelopeState) -> String {
+fn envelope(state: &EnvelopeState) -> String {
     let Some((number, since)) = state.sealing else { return String::new() };
     let mut text = format!("data key {number} since {since:.0}");
     if let Some((id, _)) = state.envelopes.iter().find(|(_, current)| *current) {

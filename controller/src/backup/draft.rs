@@ -46,7 +46,9 @@ impl Draft {
             Err(rustix::io::Errno::INVAL) if fs::symlink_metadata(&self.path).is_err() => {
                 fs::rename(&self.draft, &self.path).map_err(BackupError::file(&self.path))?;
             }
-            Err(rustix::io::Errno::EXIST | rustix::io::Errno::INVAL) => return Err(BackupError::Exists(self.path.clone())),
+            Err(rustix::io::Errno::EXIST | rustix::io::Errno::INVAL) => {
+                return Err(BackupError::Exists(self.path.clone()));
+            }
             Err(error) => return Err(BackupError::file(&self.path)(error.into())),
         }
         self.kept = true;

@@ -281,7 +281,7 @@ impl<R: Read> Reader<R> {
     ///
     /// # Errors
     /// When the stream is damaged, or holds what this program does not know.
-    pub fn next(&mut self) -> Result<Part, RecordError> {
+    pub fn part(&mut self) -> Result<Part, RecordError> {
         let mut head = [0; 5];
         self.input.read_exact(&mut head).map_err(ended)?;
         let [kind, length @ ..] = head;
@@ -416,7 +416,7 @@ mod tests {
         let mut reader = Reader::new(bytes);
         let mut found = Vec::new();
         loop {
-            match reader.next()? {
+            match reader.part()? {
                 Part::Rows(rows) => found.extend(rows),
                 Part::End(_) => return Ok(found),
                 _ => {}

@@ -102,7 +102,7 @@ pub async fn restore(order: Restoration<'_>, now: Timestamp) -> Result<Restored,
     let mut reader = records(from, opener)?;
     let mut fill = async || -> Result<(), BackupError> {
         loop {
-            match reader.next().map_err(BackupError::records(from))? {
+            match reader.part().map_err(BackupError::records(from))? {
                 Part::Manifest(again) if again != *manifest => {
                     return Err(BackupError::Disorder("it changed while it was read"));
                 }

@@ -63,7 +63,7 @@ pub(super) fn records(
 /// When it is not whole, or not what `backup` makes.
 pub fn verify(path: &Path, opener: &Opener, now: Timestamp) -> Result<Contents, BackupError> {
     let mut reader = records(path, opener)?;
-    let Part::Manifest(manifest) = reader.next().map_err(BackupError::records(path))? else {
+    let Part::Manifest(manifest) = reader.part().map_err(BackupError::records(path))? else {
         return Err(BackupError::Disorder("it does not say what it is"));
     };
     let mut contents = Contents {
@@ -76,7 +76,7 @@ pub fn verify(path: &Path, opener: &Opener, now: Timestamp) -> Result<Contents, 
     };
     let mut files = 0;
     loop {
-        match reader.next().map_err(BackupError::records(path))? {
+        match reader.part().map_err(BackupError::records(path))? {
             Part::Manifest(_) => return Err(BackupError::Disorder("it says twice what it is")),
             Part::File { section, path, content } => {
                 files += 1;
@@ -126,13 +126,13 @@ pub async fn verify_audit(
     now: Timestamp,
 ) -> Result<AuditReport, BackupError> {
     let mut reader = records(path, opener)?;
-    let Part::Manifest(manifest) = reader.next().map_err(BackupError::records(path))? else {
+    let Part::Manifest(manifest) = reader.part().map_err(BackupError::records(path))? else {
         return Err(BackupError::Disorder("it does not say what it is"));
     };
     let mut loading = Loading::in_memory(manifest.schema, &manifest.program, now).await?;
     let mut of_audit = false;
     loop {
-        match reader.next().map_err(BackupError::records(path))? {
+        match reader.part().map_err(BackupError::records(path))? {
             Part::Table(shape) => {
                 of_audit = OF_AUDIT.contains(&&*shape.table);
                 if of_audit {

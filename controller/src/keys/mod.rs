@@ -9,9 +9,9 @@
 //! replica takes it from there and writes it where its keys lie ([`Home`]), so that a crash between any two steps leaves
 //! nothing but a replica that is behind, and catches up.
 
+mod carry;
 mod envelope;
 mod enveloping;
-mod carry;
 mod files;
 mod home;
 mod ring;
@@ -37,9 +37,9 @@ use jiff::{SignedDuration, Timestamp};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+pub use carry::Placed;
 pub use envelope::{Envelope, EnvelopeError};
 pub use enveloping::EnvelopeHealth;
-pub use carry::Placed;
 pub use home::Home;
 pub use ring::{Held, KeyRing, Role};
 pub use rotate::{RotateError, Rotator, follow};
@@ -105,7 +105,9 @@ pub enum KeysError {
     )]
     NoEnvelope,
     /// There is no PIN for the token.
-    #[error("there is no PIN for the PKCS#11 token: write it into a file, name that in pkcs11_pin_file, or set HORIZON_PKCS11_PIN")]
+    #[error(
+        "there is no PIN for the PKCS#11 token: write it into a file, name that in pkcs11_pin_file, or set HORIZON_PKCS11_PIN"
+    )]
     NoPin,
     /// They are in a Secret that cannot be written.
     #[error(transparent)]

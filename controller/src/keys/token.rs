@@ -223,13 +223,13 @@ impl Token {
             }
             // What SoftHSM says of a tag that does not fit.
             Error::Pkcs11(RvError::GeneralError, cryptoki::context::Function::Decrypt) => TokenError::Closed,
-            error => self.failed(error),
+            error => self.failed(&error),
         })
     }
 
     fn log_in(&self, module: &Pkcs11) -> Result<Session, TokenError> {
         let slot = self.find_slot(module)?;
-        let session = module.open_ro_session(slot).map_err(|error| self.failed(error))?;
+        let session = module.open_ro_session(slot).map_err(|error| self.failed(&error))?;
         let pin = AuthPin::from(self.settings.pin.as_str());
         match session.login(UserType::User, Some(&pin)) {
             Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(session),
@@ -244,13 +244,13 @@ impl Token {
                 self.refused.store(true, Ordering::Relaxed);
                 Err(TokenError::Pin(self.settings.token.clone()))
             }
-            Err(error) => Err(self.failed(error)),
+            Err(error) => Err(self.failed(&error)),
         }
     }
 
     fn find_slot(&self, module: &Pkcs11) -> Result<Slot, TokenError> {
         let mut there = Vec::new();
-        for slot in module.get_slots_with_token().map_err(|error| self.failed(error))? {
+        for slot in module.get_slots_with_token().map_err(|error| self.failed(&error))? {
             // A token that is pulled out meanwhile is not there.
             let Ok(info) = module.get_token_info(slot) else { continue };
             let label = info.label().trim_end();
@@ -271,7 +271,7 @@ impl Token {
             Attribute::KeyType(KeyType::AES),
             Attribute::Label(self.settings.key.clone().into_bytes()),
         ];
-        let found = session.find_objects(&template).map_err(|error| self.failed(error))?;
+        let found = session.find_objects(&template).map_err(|error| self.failed(&error))?;
         match found[..] {
             [key] => Ok(key),
             _ => Err(TokenError::NoKey {
@@ -282,7 +282,7 @@ impl Token {
         }
     }
 
-    fn failed(&self, error: Error) -> TokenError {
+    fn failed(&self, error: &Error) -> TokenError {
         TokenError::Failed { token: self.settings.token.clone(), why: error.to_string() }
     }
 

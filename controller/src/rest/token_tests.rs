@@ -180,7 +180,7 @@ async fn rfc_8037_and_rfc_7515_vectors() {
     };
     assert!(verifies(message) && !verifies(&message[1..]));
     on_sqlite(async {
-        let ring = Keyring::new(Kit::new().await.store.clone());
+        let ring = Keyring::new(Kit::new().await.store);
         // Appendix A.1 of RFC 7515 is signed with HMAC, and the token of appendix A.5 with nothing at all.
         let claims = "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ";
         for token in [

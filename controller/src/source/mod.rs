@@ -27,10 +27,10 @@ use horizon_crds::Problem;
 ///
 /// # Errors
 /// When the directory cannot be listed to its end.
-pub fn documents(root: &std::path::Path) -> Result<Vec<String>, Problem> {
+pub fn documents(root: &std::path::Path) -> Result<Vec<String>, Box<Problem>> {
     let scan = scan::scan(root);
     match scan.problems.into_iter().next() {
-        Some(problem) if !scan.complete => Err(problem),
+        Some(problem) if !scan.complete => Err(Box::new(problem)),
         _ => Ok(scan.files.keys().map(ToString::to_string).collect()),
     }
 }

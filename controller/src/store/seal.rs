@@ -155,7 +155,7 @@ pub(super) struct Sealed {
 
 enum SealKey {
     First(RandomizedNonceKey),
-    Numbered(hmac::Key),
+    Numbered(Box<hmac::Key>),
 }
 
 struct Keyed<K> {
@@ -210,7 +210,7 @@ impl Sealer {
         let hashing = |key: &Secret| hmac::Key::new(hmac::HMAC_SHA256, key.expose());
         let seal = |key: &DataKey| match key.format {
             FIRST_FORMAT => SealKey::First(aead(key.secret.expose())),
-            _ => SealKey::Numbered(hashing(&key.secret)),
+            _ => SealKey::Numbered(Box::new(hashing(&key.secret))),
         };
         let stamps = |key: &DataKey| {
             hmac::Key::new(hmac::HMAC_SHA256, derived(&key.secret, b"horizon challenge stamp v1").as_ref())

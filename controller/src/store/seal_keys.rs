@@ -489,7 +489,7 @@ impl Store {
             if self.envelope().id() != id || !all_have(&mut tx, &id, 0, None).await? {
                 return Ok(None);
             }
-            query("DELETE FROM data_key_wraps WHERE envelope_id <> $1").bind(&id).execute(&mut *tx).await?;
+            // What is wrapped under it goes with it.
             query("DELETE FROM envelope_keys WHERE envelope_id <> $1").bind(&id).execute(&mut *tx).await?;
             query("UPDATE envelope_keys SET state = 'current', handed = NULL WHERE envelope_id = $1")
                 .bind(&id)

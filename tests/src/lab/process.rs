@@ -51,14 +51,7 @@ impl Output {
 
 impl<'h> Cmd<'h> {
     pub(super) fn new(host: &'h Host, program: &OsStr, args: Vec<OsString>) -> Self {
-        Self {
-            host,
-            program: program.to_owned(),
-            args,
-            env: Vec::new(),
-            stdin: Vec::new(),
-            limit: PATIENCE,
-        }
+        Self { host, program: program.to_owned(), args, env: Vec::new(), stdin: Vec::new(), limit: PATIENCE }
     }
 
     /// What the command reads; nothing unless said.

@@ -39,7 +39,8 @@ fn a_folder_comes_back_from_its_backup() {
     type_all(&world, &["Back up", "A folder"]);
     let told = type_all(&world, &["Back up", "Look whether it is good"]);
     let audit = page.span(&["Back up", "Look whether it is good"], "horizon-controller audit verify");
-    let audit = Terminal::new(world.controller.host(), &world.programs, &shelf).types(&audit.replace("DATE", "*"));
+    let audit =
+        Terminal::new(world.controller.host(), &world.programs, &shelf).types(&audit.replace("DATE", "*"));
     assert!(audit.contains("The audit trail is as it was written"), "{audit}");
     assert!(told.contains("The backup is whole"), "{told}");
     assert_eq!(http_get(laptop.host(), world.web_host.v4()).unwrap(), egress);

@@ -72,9 +72,8 @@ impl Office {
     }
 
     fn wait_for(&self, condition: &str, status: &str) {
-        let reached = within(PROMPTLY, "a condition of the server", || {
-            self.holds(condition, status).then_some(())
-        });
+        let reached =
+            within(PROMPTLY, "a condition of the server", || self.holds(condition, status).then_some(()));
         reached.unwrap_or_else(|error| {
             panic!("{condition} is not {status}: {error}\n{:#?}\n{}", self.status(), self.log())
         });

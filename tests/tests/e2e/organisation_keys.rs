@@ -76,10 +76,7 @@ fn an_appliance_that_was_off_during_three_rotations_comes_back() {
         let rotate =
             ["rotate", "keys", "--class", "state,tls,root", "--emergency", "--reason", "a stolen backup"];
         world.controller.cli(rotate).ok().unwrap();
-        within(PROMPTLY, "the keys are replaced", || {
-            (keyset(&world) == before + 3).then_some(())
-        })
-        .unwrap();
+        within(PROMPTLY, "the keys are replaced", || (keyset(&world) == before + 3).then_some(())).unwrap();
     }
     world.appliance.start().unwrap();
     world.wait_until_available("gateway").unwrap();

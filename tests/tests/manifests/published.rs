@@ -17,7 +17,8 @@ fn examples_fit_the_published_crds() {
         api.kubectl(["create", "namespace", namespace]).unwrap();
     }
     let [a, b, c, d] = STRICT;
-    let examples = ["argocd", "flux", "cloudnative-pg", "redis", "backup"].map(|name| format!("examples/{name}"));
+    let examples =
+        ["argocd", "flux", "cloudnative-pg", "redis", "backup"].map(|name| format!("examples/{name}"));
     for folder in examples.iter().map(String::as_str).chain(["monitoring"]) {
         api.kubectl([a, b, c, d, "-k", &argument(folder)]).unwrap();
     }

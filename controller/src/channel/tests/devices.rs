@@ -2,14 +2,20 @@
 
 use std::time::Duration;
 
+use horizon_controller_core::{GrantFacts, grant};
 use horizon_model::{ApplianceReport, NetworkId, SessionUsage, TaggedSecret};
 use horizon_wire::{
     convert,
     proto::{self, RefusalCode, from_controller::Message as Said, to_controller::Message as Say},
 };
+use jiff::Timestamp;
 
 use super::kit::{Appliance, Controller, Device, ask, refusal, served, session, soon};
-use crate::{channel::ChannelSettings, store::tests::kit::BASICS};
+use crate::{
+    channel::ChannelSettings,
+    live::Hint,
+    store::{EndReason, NewSession, SessionOutcome, tests::kit::BASICS},
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_device_enrols_and_gets_a_session_through_its_appliance() {
@@ -266,5 +272,37 @@ async fn idle_sessions_time_out_once_the_device_is_gone() {
     drop(device);
     appliance.lose_session().await;
     assert_eq!(controller.store.list_sessions(1).await.unwrap()[0].status, "timeout");
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_ended_before_its_appliance_heard_of_it_keeps_nobody_waiting() {
+    let (controller, key, mut appliance) = served().await;
+    // What it said before, that it applied the state, has arrived too.
+    appliance.beat(Vec::new()).await;
+    let laptop = Device::enrolled(&controller, &key, "laptop").await;
+    let record = controller.store.device_by_key(laptop.key.public()).await.unwrap().unwrap();
+    let facts = GrantFacts::POLICY_ONLY;
+    let granted = grant(&controller.index(), facts, record.user, appliance.server).unwrap();
+    let wish = NewSession { device: &record, grant: &granted, client: "198.51.100.9".parse().unwrap() };
+    let outcome = controller.store.request_session(&wish, Timestamp::now()).await.unwrap();
+    let SessionOutcome::Requested { session: unheard, .. } = outcome else { panic!("{outcome:?}") };
+    let reason = EndReason::broker("its replica died");
+    controller.store.end_session(unheard.id, &reason, Timestamp::now()).await.unwrap();
+    let mut hints = controller.live.subscribe();
+    controller.live.publish_here(Hint::ServerChanged(appliance.server));
+    soon(async {
+        while !controller.store.session_released(unheard.id).await.unwrap() {
+            tokio::select! {
+                _ = hints.recv() => {}
+                // In case a sweep was quicker than the end.
+                _ = appliance.take_state() => {}
+            }
+        }
+    })
+    .await;
+    let tablet = Device::enrolled(&controller, &key, "tablet").await;
+    session(&tablet, &mut appliance, "berlin").await;
+    assert!(!controller.events().await.contains(&"unconfirmed_takeover".to_owned()));
     controller.stop().await;
 }

@@ -12,8 +12,8 @@ use std::ops::{Deref, DerefMut};
 use sqlx::{Postgres, Sqlite, postgres::PgRow, sqlite::SqliteRow};
 
 pub use options::{Database, InvalidUrl, PostgresOptions};
-use query::{Query, Value};
 pub(super) use query::{Builder, On, query};
+use query::{Query, Value};
 
 use super::StoreError;
 

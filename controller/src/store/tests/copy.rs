@@ -30,7 +30,13 @@ async fn rows(database: Database) -> Vec<(Shape, Vec<String>)> {
     let mut all = Vec::new();
     for shape in snapshot.tables().to_vec() {
         let mut found = Vec::new();
-        snapshot.rows(&shape, |row| Ok::<_, StoreError>(found.push(shown(&row)))).await.unwrap();
+        snapshot
+            .rows(&shape, |row| {
+                found.push(shown(&row));
+                Ok::<_, StoreError>(())
+            })
+            .await
+            .unwrap();
         found.sort();
         all.push((shape, found));
     }
@@ -55,7 +61,12 @@ async fn copy(from: Database, into: Database, keep_tokens: bool) -> Result<Renew
     let mut loading = Loading::begin(into, snapshot.schema(), "0", at(100)).await?;
     for shape in snapshot.tables().to_vec() {
         let mut found = Vec::new();
-        snapshot.rows(&shape, |row| Ok::<_, StoreError>(found.push(row))).await?;
+        snapshot
+            .rows(&shape, |row| {
+                found.push(row);
+                Ok::<_, StoreError>(())
+            })
+            .await?;
         loading.table(&shape)?;
         loading.rows(found).await?;
     }

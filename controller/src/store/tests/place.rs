@@ -38,7 +38,11 @@ pub(crate) fn server() -> &'static Postgres {
     READY.get_or_init(|| {
         server.role(OWNER, "").unwrap();
         server.role(RUNNING, "").unwrap();
-        server.psql("create role horizon_backup; create role horizon_reader; create role horizon_reader_default").unwrap();
+        server
+            .psql(
+                "create role horizon_backup; create role horizon_reader; create role horizon_reader_default",
+            )
+            .unwrap();
         server.psql(&format!("create database {TEMPLATE} owner {OWNER}")).unwrap();
         let owner = PostgresOptions::parse(&server.role_url(OWNER, TEMPLATE)).unwrap();
         migrate(owner);

@@ -11,8 +11,8 @@ use super::{
 use crate::{
     metrics::Metrics,
     store::{
-        Database, PostgresOptions, Retention, Snapshot, Store, StoreError, dialect::query, migrate::MIGRATIONS,
-        row::Columns as _,
+        Database, PostgresOptions, Retention, Snapshot, Store, StoreError, dialect::query,
+        migrate::MIGRATIONS, row::Columns as _,
     },
 };
 
@@ -157,13 +157,24 @@ async fn whoever_makes_backups_reads_everything_and_changes_nothing() {
         let mut snapshot = Snapshot::take(options.clone()).await.unwrap();
         let mut rows = 0;
         for shape in snapshot.tables().to_vec() {
-            snapshot.rows(&shape, |_| Ok::<_, StoreError>(rows += 1)).await.unwrap();
+            snapshot
+                .rows(&shape, |_| {
+                    rows += 1;
+                    Ok::<_, StoreError>(())
+                })
+                .await
+                .unwrap();
         }
         snapshot.close().await;
         let mut all = Snapshot::take(kit.place.owned()).await.unwrap();
         let mut expected = 0;
         for shape in all.tables().to_vec() {
-            all.rows(&shape, |_| Ok::<_, StoreError>(expected += 1)).await.unwrap();
+            all.rows(&shape, |_| {
+                expected += 1;
+                Ok::<_, StoreError>(())
+            })
+            .await
+            .unwrap();
         }
         all.close().await;
         assert_eq!(rows, expected, "the policies of rows hide none");

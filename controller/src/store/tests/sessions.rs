@@ -8,8 +8,8 @@ use jiff::SignedDuration;
 
 use super::kit::{Kit, at, conformance, device_info};
 use crate::store::{
-    ChannelLease, DeviceRecord, EndReason, EndedBy, NewSession, Retention, SessionError, SessionOutcome, SessionRow,
-    SessionStatus, dialect::query,
+    ChannelLease, DeviceRecord, EndReason, EndedBy, NewSession, Retention, SessionError, SessionOutcome,
+    SessionRow, SessionStatus, dialect::query,
 };
 
 const SECOND_USER: &str = "

@@ -46,7 +46,7 @@ async fn every_table_has_a_writer_and_a_reader() {
     for table in &tables {
         let written = ["INSERT INTO", "UPDATE"].iter().any(|verb| names(verb, table));
         let read = ["FROM", "JOIN"].iter().any(|verb| {
-            let deletes = text.matches(&format!("DELETE FROM {table}")).count();
+            let deletes = text.matches(&format!("DELETE {verb} {table}")).count();
             let all = text.matches(&format!("{verb} {table}")).count();
             names(verb, table) && all > deletes
         });

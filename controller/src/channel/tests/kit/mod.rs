@@ -232,6 +232,11 @@ impl Controller {
         }
     }
 
+    /// The resources in force.
+    pub(super) fn index(&self) -> Arc<Index> {
+        self.desired.in_force().0
+    }
+
     pub(super) async fn put(&self, toml: &str) {
         self.commit(&puts(toml)).await;
     }

@@ -71,8 +71,7 @@ pub(super) fn perform(real: &mut Real, mutant: Mutant, world: &mut World, action
             }
             Link::Up(talk) => {
                 let holds = talk.late.take().expect("it is on its way");
-                let lost = mutant != Mutant::NoFence;
-                real.ask(&mut world.rows, Question::Applied { server, holds, lost });
+                real.ask(&mut world.rows, Question::Applied { server, holds, lost: false });
             }
             Link::Away => panic!("nobody hears it"),
         },
@@ -84,10 +83,18 @@ pub(super) fn perform(real: &mut Real, mutant: Mutant, world: &mut World, action
         Action::Notice(server) => world.links[server] = Link::Away,
         Action::Attach(server) => {
             real.ask(&mut world.rows, Question::Take(server));
-            let late = match world.links[server] {
+            let mut late = match world.links[server] {
                 Link::Broken { report } => report,
                 _ => None,
             };
+            if mutant != Mutant::NoFence
+                && let Some(holds) = late.take()
+            {
+                // The store passes over it, whenever it arrives: it is heard here, and gone.
+                let before = world.rows.clone();
+                real.ask(&mut world.rows, Question::Applied { server, holds, lost: true });
+                assert_eq!(world.rows, before, "what is heard by a replica that lost the channel counts");
+            }
             world.links[server] = Link::Up(Conversation { late, ..Conversation::default() });
         }
     }

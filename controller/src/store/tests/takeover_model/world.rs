@@ -77,7 +77,7 @@ pub(super) struct Conversation {
     pub(super) report: bool,
     /// Whether that report came.
     pub(super) confirmed: bool,
-    /// What a report says that is still on its way in the conversation before, whose replica has lost the channel.
+    /// What a report says that is still on its way in the conversation before. Only a wrong rule lets that count.
     pub(super) late: Option<Sessions>,
 }
 
