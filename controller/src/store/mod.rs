@@ -65,6 +65,7 @@ mod rotation_versions;
 mod row;
 mod seal;
 mod seal_keys;
+mod seal_rotation;
 mod seal_rows;
 mod service;
 mod session;
@@ -129,7 +130,9 @@ pub use rotation_history::{Rotated, RotationView};
 pub use rotation_runs::{PolicyFigures, Run, RunProgress};
 pub(crate) use seal::random;
 pub use seal::{EnvelopeKey, SealError};
-pub use seal_keys::{ENVELOPE_CLASS, EnvelopePhase, EnvelopeRotation, EnvelopeState, NewEnvelopeRotation};
+pub use seal_rotation::{
+    ENVELOPE_CLASS, EnvelopePhase, EnvelopeRotation, EnvelopeState, NewEnvelopeRotation,
+};
 pub use seal_rows::{ResealCursor, Resealed};
 pub use service::{Report, Service, ServiceNote, ServiceState, Summary};
 pub use session::{EndReason, Ended, EndedBy, NewSession, SessionError, SessionOutcome, SessionStatus};

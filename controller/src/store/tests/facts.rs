@@ -9,7 +9,7 @@ use crate::store::{
 
 async fn states_are_numbered_by_what_they_say() {
     let kit = Kit::with_basics().await;
-    let server = kit.server().await;
+    let server = kit.register(PublicKey([1; 32])).await.server;
     let lease = kit.lease(server).await;
     let number = async |digest: u8| {
         let done = kit.store.number_state(server, lease, Digest([digest; 32]), Revision(4)).await.unwrap();
