@@ -56,7 +56,7 @@ lint: setup
 	@echo "== fuzz targets"; CUSTOM_LIBFUZZER_PATH=/unused.a \
 	  $(CARGO) check --quiet --manifest-path fuzz/Cargo.toml --target-dir $(TARGET)/fuzz/check
 
-test: lint kubernetes ## format, lints, generated files, unit and end-to-end tests (30 minutes cold, 15 warm, on 2 cores)
+test: lint kubernetes ## format, lints, generated files, unit and end-to-end tests (25 minutes on 2 cores once the dependencies are built)
 	@echo "== build";  $(CARGO) build --locked --workspace --all-targets
 	@echo "== generated files"; CARGO_MANIFEST_DIR=$(abspath crds) $(TARGET)/debug/crdgen --check
 	@echo "== tests";  HORIZON_PROGRAMS=$(abspath $(TARGET))/debug $(AS_ROOT) $(CARGO) test --locked --workspace --no-fail-fast
