@@ -124,22 +124,15 @@ impl Place {
         text(&done.stdout)
     }
 
+    fn controller(&self, settings: &[String]) -> Command {
+        let mut command = self.program();
+        command.args(["run", "--config", &self.config()]);
+        command.args(["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]).args(settings);
+        command
+    }
+
     fn start(&self, settings: &[String]) -> Controller<'_> {
-        let mut child = self
-            .program()
-            .args([
-                "run",
-                "--config",
-                &self.config(),
-                "--listen",
-                "127.0.0.1:0",
-                "--metrics-listen",
-                "127.0.0.1:0",
-            ])
-            .args(settings)
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the program starts");
+        let mut child = self.controller(settings).stderr(Stdio::piped()).spawn().expect("the program starts");
         let mut log = BufReader::new(child.stderr.take().expect("it is piped"));
         let mut said = String::new();
         while !said.contains("the controller runs") {
@@ -154,20 +147,7 @@ impl Place {
 
     /// Why a controller does not start.
     fn refused(&self, settings: &[String]) -> String {
-        let tried = self
-            .program()
-            .args([
-                "run",
-                "--config",
-                &self.config(),
-                "--listen",
-                "127.0.0.1:0",
-                "--metrics-listen",
-                "127.0.0.1:0",
-            ])
-            .args(settings)
-            .output()
-            .unwrap();
+        let tried = self.controller(settings).output().unwrap();
         assert_eq!(tried.status.code(), Some(1), "{}", text(&tried.stderr));
         text(&tried.stderr)
     }

@@ -233,9 +233,20 @@ pub(crate) async fn attach(
     expected: Option<ChannelLease>,
     now: Timestamp,
 ) -> Option<AttachedServer> {
-    // One that does not exist has no appliance either.
+    let attachment = attachment(store, server, replica, incarnation, expected).await?;
+    store.attach(&attachment, now).await.unwrap()
+}
+
+/// What the appliance of a server attaches with. One that does not exist has no appliance either.
+pub(crate) async fn attachment(
+    store: &Store,
+    server: ServerId,
+    replica: ReplicaId,
+    incarnation: Incarnation,
+    expected: Option<ChannelLease>,
+) -> Option<Attachment> {
     let record = store.server(server).await.unwrap()?;
-    let attachment = Attachment {
+    Some(Attachment {
         server,
         replica,
         incarnation,
@@ -251,8 +262,7 @@ pub(crate) async fn attach(
             problems: record.problems,
             addresses: record.addresses,
         },
-    };
-    store.attach(&attachment, now).await.unwrap()
+    })
 }
 
 /// The epoch in force, and the name of who leads.

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::{
     admins::{account, settle},
-    kit::{Kit, REPLICA, at, conformance, envelope, request},
+    kit::{Kit, REPLICA, at, attachment, conformance, envelope, request},
     place::Place,
     sessions::Scene,
 };
@@ -18,9 +18,9 @@ use crate::{
     keys::Envelope,
     metrics::Metrics,
     store::{
-        Actor, AppliedState, Attachment, Caller, Credentials, EnvelopeKey, EnvelopePhase, EnvelopeRotation,
-        IdempotentRequest, NewEnvelopeRotation, Repeated, ReplicaId, ReplicaInfo, ResealCursor,
-        SessionRefused, Store, StoreError,
+        Actor, Caller, Credentials, EnvelopeKey, EnvelopePhase, EnvelopeRotation, IdempotentRequest,
+        NewEnvelopeRotation, Repeated, ReplicaId, ReplicaInfo, ResealCursor, SessionRefused, Store,
+        StoreError,
         dialect::query,
         row::Columns as _,
         seal::{self, DataKey, Place as Sealed},
@@ -225,24 +225,10 @@ async fn sealed_values_in_other_places_are_refused() {
     place
         .admin("UPDATE servers SET previous_secret = verification_secret, previous_key = verification_key")
         .await;
-    let (server, record) = (home.scene.server, store.server(home.scene.server).await.unwrap().unwrap());
-    let attachment = Attachment {
-        server,
-        replica: REPLICA,
-        incarnation: Incarnation(uuid::Uuid::from_u128(7)),
-        expected: store.channel_of(server).await.unwrap().map(|holder| holder.lease),
-        key: record.public_key.unwrap(),
-        address: "203.0.113.4".parse().unwrap(),
-        version: "0.2.0".into(),
-        capabilities: record.capabilities,
-        held: AppliedState {
-            epoch: 1,
-            generation: record.applied_generation,
-            digest: record.applied_digest,
-            problems: record.problems,
-            addresses: record.addresses,
-        },
-    };
+    let server = home.scene.server;
+    let expected = store.channel_of(server).await.unwrap().map(|holder| holder.lease);
+    let incarnation = Incarnation(uuid::Uuid::from_u128(7));
+    let attachment = attachment(store, server, REPLICA, incarnation, expected).await.unwrap();
     let refused = store.attach(&attachment, at(1000)).await;
     assert!(matches!(refused, Err(StoreError::Seal(_))), "{refused:?}");
     // The token before in the place of the one in force.
